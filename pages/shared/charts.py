@@ -1,0 +1,273 @@
+"""Data to figure. Bins travel to the browser, never scores; colours are mid-tones that work on light and dark.
+
+A heavy tail on both sides of zero is drawn on an asinh axis: linear near zero, logarithmic far from it. Scores of exactly 0 (a hinge
+loss makes many) stand apart from the bins, or they would hide everything else.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from tracin_core.errors import ViewError
+
+Array = npt.NDArray[np.float64]
+Scale = Literal["asinh", "log", "linear"]
+SCALES: Final[tuple[Scale, ...]] = get_args(Scale)
+
+BLUE, RED, GREY = "#5b8db8", "#d1495b", "#8a8f98"
+INK: Final = "#14202b"  # on every colour of the two scales below, at least 4.5 : 1
+SEQUENTIAL: Final = [[0.0, "#eef5fb"], [1.0, "#6aa3cf"]]
+DIVERGING: Final = [
+    [0.0, "#e58a7b"],
+    [0.5, "#f2f2f2"],
+    [1.0, "#7fb0d8"],
+]  # harmful, none, helpful; told apart without colour vision
+FONT: Final = "'Source Sans', 'Noto Sans TC', 'Noto Sans CJK TC', 'PingFang TC', 'Microsoft JhengHei', sans-serif"
+LIMIT: Final = 200_000  # numbers in one figure; a browser becomes slow beyond
+
+
+# ---- bins -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where a score stands on the screen, from 0 (left) to 1 (right)."""
+
+    scale: Scale
+    low: float
+    high: float
+    unit: float  # of asinh: where it turns from linear to logarithmic
+
+    def place(self, scores: npt.ArrayLike) -> Array:
+        """Places of these scores; beyond 0 and 1 outside the axis."""
+        low, high = (float(self._stretched(np.array([end]))[0]) for end in (self.low, self.high))
+        return np.asarray((self._stretched(np.asarray(scores, dtype=float)) - low) / (high - low))
+
+    def score(self, places: npt.ArrayLike) -> Array:
+        """The scores at these places: the inverse of `place`."""
+        low, high = (float(self._stretched(np.array([end]))[0]) for end in (self.low, self.high))
+        stretched = low + np.asarray(places, dtype=float) * (high - low)
+        if self.scale == "asinh":
+            return np.asarray(np.sinh(stretched) * self.unit)
+        return np.asarray(10**stretched if self.scale == "log" else stretched)
+
+    def _stretched(self, scores: Array) -> Array:
+        if self.scale == "asinh":
+            return np.asarray(np.arcsinh(scores / self.unit))
+        return np.asarray(np.log10(scores) if self.scale == "log" else scores)
+
+    def ticks(self, most: int = 9) -> list[tuple[float, str]]:
+        """Places of round scores, with their text."""
+        rounds = self._rounds() if self.scale == "linear" else self._powers()
+        inside = sorted((score for score in rounds if self.low <= score <= self.high), key=lambda score: (score != 0, -abs(score)))
+        kept: dict[float, str] = {}
+        for score in inside:  # 0 first, then from the ends: near 0 an asinh axis is crowded
+            place = float(self.place([score])[0])
+            if all(abs(place - other) >= 0.7 / most for other in kept):
+                kept[place] = short(score)
+        return sorted(kept.items())
+
+    def _powers(self) -> list[float]:
+        first = int(np.floor(np.log10(self.unit if self.scale == "asinh" else self.low)))
+        last = int(np.ceil(np.log10(max(abs(self.low), abs(self.high)))))
+        powers = [float(10.0**power) for power in range(first, last + 1)]
+        return powers if self.scale == "log" else [*(-power for power in powers), 0.0, *powers]
+
+    def _rounds(self) -> list[float]:
+        step = 10.0 ** np.floor(np.log10((self.high - self.low) / 4))
+        step *= min((1, 2, 5), key=lambda factor: abs((self.high - self.low) / (step * factor) - 6))
+        return [float(step * i) for i in range(int(np.floor(self.low / step)), int(np.ceil(self.high / step)) + 1)]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between places on an axis, the exact zeros, and the scores that are no finite number (both not among the counts)."""
+
+    axis: Axis
+    places: Array  # [bins + 1], from 0 to 1
+    counts: npt.NDArray[np.int64]  # [bins]
+    zeros: int
+    not_finite: int
+
+    @property
+    def edges(self) -> Array:
+        """The bins' edges as scores: [bins + 1]."""
+        return self.axis.score(self.places)
+
+    @property
+    def total(self) -> int:
+        return int(self.counts.sum()) + self.zeros + self.not_finite
+
+    def place(self, score: float) -> float:
+        return float(self.axis.place([score])[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a drawing needs, in plain values."""
+        bars = zip(self.places[:-1].round(5).tolist(), self.places[1:].round(5).tolist(), self.counts.tolist(), strict=True)
+        return {
+            "bars": [list(bar) for bar in bars],
+            "highest": max(int(self.counts.max(initial=0)), 1),
+            "zeros": self.zeros,
+            "all": self.total,
+            "ticks": [[place, text] for place, text in self.axis.ticks()],
+        }
+
+
+def histogram(scores: npt.ArrayLike, scale: Scale = "asinh", bins: int = 80) -> Histogram:
+    """The scores in bins of equal width on the screen.
+
+    Raises:
+        ViewError: no score differs from 0, or a logarithm of negative scores is asked for.
+    """
+    values = np.asarray(scores, dtype=float).ravel()
+    finite = values[np.isfinite(values)]
+    nonzero = finite[finite != 0]
+    if nonzero.size == 0:
+        raise ViewError(
+            f"Each of the {values.size:,} scores is exactly 0, so there is nothing to draw; choose another loss or checkpoint."
+        )
+    if scale == "log" and nonzero.min() < 0:
+        raise ViewError("Scores below 0 have no logarithm; choose the asinh or the linear scale.")
+    axis = _axis(nonzero, scale)
+    counts, places = np.histogram(np.clip(axis.place(nonzero), 0, 1), bins=bins, range=(0, 1))
+    return Histogram(axis, places, counts.astype(np.int64), int((finite == 0).sum()), int(values.size - finite.size))
+
+
+def _axis(nonzero: Array, scale: Scale) -> Axis:
+    low, high = float(nonzero.min()), float(nonzero.max())
+    if scale != "log":
+        low, high = min(low, 0.0), max(high, 0.0)
+    unit = float(np.quantile(np.abs(nonzero), 0.25))
+    if low == high:  # one positive value on a log axis
+        low, high = low / 2, high * 2
+    return Axis(scale, low, high, unit)
+
+
+def threshold_steps(axis: Axis, value: float, steps: int = 400) -> Array:
+    """Thresholds for a slider, ascending and at most 0: evenly spaced on the screen, with three digits, and the value itself."""
+    places = np.linspace(0, float(axis.place([min(0.0, axis.high)])[0]), steps)
+    rounded = [float(f"{score:.3g}") for score in axis.score(places)]
+    return np.unique(np.minimum([*rounded, min(value, 0.0)], 0.0) + 0.0)
+
+
+def short(value: float) -> str:
+    """A number with three digits and k, M or G where it is long."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------------------
+
+
+def histogram_figure(bins: Histogram, *, x: str, y: str, zeros: str, marks: dict[str, float] | None = None) -> go.Figure:
+    """Bars on the histogram's own scale, the bar of exact zeros apart, and named scores as vertical lines.
+
+    Args:
+        x, y, zeros: names of the axes and of the bar of zeros.
+        marks: name -> score.
+    """
+    figure = make_subplots(cols=2, rows=1, column_widths=[0.9, 0.1], shared_yaxes=True, horizontal_spacing=0.04)
+    middle = (bins.places[:-1] + bins.places[1:]) / 2
+    ranges = [f"{short(low)} … {short(high)}" for low, high in zip(bins.edges[:-1], bins.edges[1:], strict=True)]
+    figure.add_bar(
+        x=middle, y=bins.counts, width=np.diff(bins.places), marker_color=BLUE, customdata=ranges,
+        hovertemplate="%{customdata}: %{y:,}<extra></extra>", row=1, col=1,
+    )  # fmt: skip
+    figure.add_bar(
+        x=[zeros], y=[bins.zeros], marker_color=GREY, marker_pattern_shape="/", text=[f"{bins.zeros:,}"], textposition="outside",
+        cliponaxis=False, hovertemplate="%{x}: %{y:,}<extra></extra>", row=1, col=2,
+    )  # fmt: skip
+    for name, score in (marks or {}).items():
+        figure.add_vline(
+            x=bins.place(score), line_dash="dash", line_color=RED, line_width=1, annotation_text=name, annotation_font_color=RED,
+            annotation_textangle=-90, annotation_position="top left", row=1, col=1,
+        )  # fmt: skip
+    ticks = bins.axis.ticks()
+    figure.update_xaxes(
+        title_text=x, tickvals=[place for place, _ in ticks], ticktext=[text for _, text in ticks], range=[0, 1], row=1, col=1
+    )
+    figure.update_xaxes(type="category", row=1, col=2)
+    figure.update_xaxes(fixedrange=True)
+    figure.update_yaxes(fixedrange=True)
+    figure.update_yaxes(title_text=y, row=1, col=1)
+    return _finished(figure, height=340, bargap=0.0)
+
+
+def grid_figure(grid: pd.DataFrame, values: str, *, x: str, y: str, name: str, chosen: tuple[int, int] | None = None) -> go.Figure:
+    """One cell per pair of angles, with its value and its number of pairs; the chosen cell is framed.
+
+    A click in a heatmap tells nobody; an invisible square over each cell does, with the row of `grid` as `customdata` (see `clicked`).
+
+    Args:
+        grid: columns low, high, n and the one named by `values`.
+    """
+    rows, columns = ({angle: place for place, angle in enumerate(sorted(set(grid[end])))} for end in ("low", "high"))
+    shown, texts = np.full((len(rows), len(columns)), np.nan), np.full((len(rows), len(columns)), "", dtype=object)
+    words = [f"{short(value)}<br>n = {n:,}" for n, value in zip(grid["n"], grid[values], strict=True)]
+    for low, high, value, text in zip(grid["low"], grid["high"], grid[values], words, strict=True):
+        shown[rows[low], columns[high]] = value
+        texts[rows[low], columns[high]] = text
+    figure = go.Figure(
+        go.Heatmap(
+            z=shown, x=[f"{angle}°" for angle in columns], y=[f"{angle}°" for angle in rows], text=texts, texttemplate="%{text}",
+            textfont={"color": INK}, hoverinfo="skip", xgap=2, ygap=2, colorbar={"title": {"text": name}}, **_colours(grid[values]),
+        )
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[f"{angle}°" for angle in grid["high"]], y=[f"{angle}°" for angle in grid["low"]], mode="markers",
+        marker={"symbol": "square", "size": 44, "opacity": 0}, customdata=list(range(len(grid))), text=words,
+        hovertemplate="%{y} – %{x}: %{text}<extra></extra>", showlegend=False,
+    )  # fmt: skip
+    if chosen is not None and chosen[0] in rows and chosen[1] in columns:
+        row, column = rows[chosen[0]], columns[chosen[1]]
+        figure.add_shape(
+            type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, line={"color": "#e9a23b", "width": 4}
+        )
+    figure.update_xaxes(type="category", title_text=x, side="top", showgrid=False, fixedrange=True)
+    figure.update_yaxes(type="category", title_text=y, autorange="reversed", showgrid=False, fixedrange=True)
+    return _finished(figure, height=440)
+
+
+def clicked(selection: Any) -> int | None:
+    """The row of the grid that was clicked, from what `widgets.chart` gives back."""
+    points = selection["selection"]["points"] if selection else []
+    return int(points[0]["customdata"]) if points and "customdata" in points[0] else None
+
+
+def ranked_figure(ranked: pd.DataFrame, values: str, names: str, *, x: str) -> go.Figure:
+    """One horizontal bar per example, strongest on top; the sign is told by side, symbol and colour."""
+    signs = ["▲" if value >= 0 else "▼" for value in ranked[values]]
+    labels = [f"{sign} {rank}. {name}" for rank, (sign, name) in enumerate(zip(signs, ranked[names], strict=True), start=1)]
+    figure = go.Figure(
+        go.Bar(
+            x=ranked[values], y=labels, orientation="h", hovertemplate="%{y}: %{x:,.4g}<extra></extra>",
+            marker_color=[BLUE if value >= 0 else RED for value in ranked[values]],
+        )
+    )  # fmt: skip
+    figure.update_xaxes(title_text=x, fixedrange=True)
+    figure.update_yaxes(autorange="reversed", automargin=True, fixedrange=True)
+    return _finished(figure, height=120 + 26 * len(ranked))
+
+
+def _colours(values: pd.Series) -> dict[str, Any]:
+    if values.min() >= 0:
+        return {"colorscale": SEQUENTIAL, "zmin": 0}
+    reach = float(values.abs().max())
+    return {"colorscale": DIVERGING, "zmin": -reach, "zmax": reach}
+
+
+def _finished(figure: go.Figure, *, height: int, **layout: Any) -> go.Figure:
+    figure.update_layout(
+        height=height, margin={"l": 0, "r": 0, "t": 30, "b": 0}, showlegend=False, font={"family": FONT}, separators=".,", **layout
+    )
+    size = sum(np.size(trace.x) + np.size(trace.y) + (np.size(trace.z) if trace.type == "heatmap" else 0) for trace in figure.data)
+    if size > LIMIT:
+        raise ViewError(f"The chart would hold {size:,} numbers, and browsers become slow above {LIMIT:,}; choose fewer examples.")
+    return figure

@@ -1,0 +1,163 @@
+"""The frame around every page: the list of pages, the sidebar, title and provenance, and errors as advice."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+import streamlit as st
+from streamlit.navigation.page import Page
+
+from pages.shared import session, widgets
+from pages.shared.i18n import LANGUAGES, preferred, t
+from pages.shared.session import plain
+from tracin_core.errors import TracInError
+from tracin_core.records.runs import Run
+
+PAGES: Final = Path(__file__).parents[1]
+
+ICON: Final = Path(__file__).with_name("icon.svg")  # a named icon would be fetched from a server outside
+
+# section -> page (file, address and text key) -> icon; the first page is where `/` leads.
+SECTIONS: Final = {
+    "prepare": {"overview": "space_dashboard", "compute": "play_circle"},
+    "explore": {"distribution": "bar_chart", "angles": "grid_on", "neighbours": "compare_arrows"},
+    "decide": {"threshold": "tune"},
+}
+HOME: Final = "overview"
+
+
+def show() -> None:
+    """The page that the address names is on the screen, in the frame. Runs at each visit, before any page."""
+    st.set_page_config(page_title="TracIn Studio", page_icon=str(ICON), layout="wide")
+    language = session.linked("lang", preferred(), valid=LANGUAGES, quiet=True)  # before the first text
+    pages = st.navigation({t(f"section.{name}"): [page_named(page) for page in pages] for name, pages in SECTIONS.items()})
+    with st.sidebar:
+        with advice():
+            choose_run()
+            job_pill()
+        st.segmented_control(t("language"), list(LANGUAGES), format_func=LANGUAGES.__getitem__, required=True, **language)
+        widgets.document(st.session_state["lang"])
+    pages.run()
+
+
+def page_named(name: str) -> Page:
+    """The page in `pages/<name>.py`, in the language in use."""
+    icon = next(pages[name] for pages in SECTIONS.values() if name in pages)
+    return st.Page(PAGES / f"{name}.py", title=t(f"page.{name}"), icon=f":material/{icon}:", url_path=name, default=name == HOME)
+
+
+def page_link(name: str, label: str, *, icon: str | None = None, **parameters: str | int | float) -> None:
+    """A link to a page with these parameters; the run in view goes along."""
+    told = {"run": st.session_state.get("run"), **parameters}
+    st.page_link(
+        page_named(name), label=label, icon=icon, query_params={key: str(value) for key, value in told.items() if value is not None}
+    )
+
+
+@contextmanager
+def page(title: str, **values: Any) -> Iterator[None]:
+    """The page's title and the run's provenance are on the screen; what goes wrong inside is shown as advice.
+
+    Args:
+        title: a text key.
+        values: what the text's placeholders stand for.
+    """
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.header(t(title, **values), width="content")
+        run = run_in_view()
+        if run is not None and run.simulated:
+            st.badge(t("run.simulated"), icon=":material/science:", color="orange", help=t("run.simulated.help"))
+    if run is not None:
+        st.markdown(f":small[{provenance(run)}]")
+    with advice():
+        yield
+
+
+@contextmanager
+def advice() -> Iterator[None]:
+    """What goes wrong inside is shown as a card with its cause and the next step; nothing to show yet, as a way to begin."""
+    try:
+        yield
+    except session.NothingYet:
+        nothing_yet()
+    except Exception as failure:
+        widgets.failure(failure)
+
+
+def run_in_view() -> Run | None:
+    """The selected run, or None where there is none to be had; the page's body says why."""
+    try:
+        return session.selected_run()
+    except (session.NothingYet, TracInError):
+        return None
+
+
+def provenance(run: Run) -> str:
+    """What a reader must know of a run before believing a plot of it, as Markdown."""
+    return " · ".join(
+        [
+            f"**{plain(run.name)}**",
+            plain(run.recipe.data.material),
+            plain(run.recipe.data.frequency),
+            plain(run.loss.describe()),
+            t("run.checkpoints", n=len(run.summed_epochs)),
+            t("run.pairs", train=len(run.train_pairs), test=len(run.test_pairs)),
+            f"`{run.digest[:8]}`",
+        ]
+    )
+
+
+# ---- sidebar --------------------------------------------------------------------------------------------------------------------
+
+
+def choose_run() -> None:
+    """The picker of the run in view. A run that a link names and that is not here stays chosen, and is said not to be here."""
+    runs = session.finished_runs().set_index("id")
+    asked = st.query_params.get("run") or st.session_state.get("run")
+    ids = [*runs.index, *([asked] if asked and asked not in runs.index else [])]
+    if ids:
+        picker = session.linked("run", str(ids[0]))
+        st.selectbox(t("run"), ids, format_func=lambda run_id: run_label(runs, run_id), **picker)
+
+
+def run_label(runs: pd.DataFrame, run_id: str) -> str:
+    """A run in a list: its name, and the start of its id where the name alone would not tell."""
+    if run_id not in runs.index:
+        return t("run.unknown", id=run_id[:40])
+    name = str(runs.at[run_id, "name"])
+    return f"{name} · {run_id[:4]}" if (runs["name"] == name).sum() > 1 else name
+
+
+def job_pill() -> None:
+    """What is being computed, while something is; the page is drawn anew once it ends."""
+    live = session.live_jobs()
+    if live:
+        st.fragment(_job_pill, run_every=1.0)([job.id for job in live])
+
+
+def _job_pill(shown: list[str]) -> None:
+    live = session.live_jobs()
+    if [job.id for job in live] != shown:
+        st.rerun()
+    with st.container(border=True):
+        widgets.progress(live[-1])
+        if len(live) > 1:
+            st.markdown(f":small[{t('job.waiting', n=len(live) - 1)}]")
+
+
+def nothing_yet() -> None:
+    """No run is finished: what is being computed, what went wrong, or how to begin."""
+    live = session.live_jobs()
+    widgets.last_failure()
+    with st.container(border=True):
+        if live:
+            st.markdown(f"**{t('empty.computing')}** {t('empty.computing.next')}")
+            return
+        st.markdown(f"**{t('empty.title')}** {t('empty.next')}")
+        with st.container(horizontal=True):
+            if st.button(t("empty.demo"), type="primary", icon=":material/science:", key="start_demo"):
+                session.workspace().start_demo()
+                st.rerun()
+            page_link("compute", t("empty.compute"), icon=":material/play_circle:")

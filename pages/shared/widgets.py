@@ -1,0 +1,270 @@
+"""Pieces of a page: failures as advice, progress, pickers, galleries of examples, the threshold that is dragged."""
+
+import base64
+import logging
+import uuid
+from collections.abc import Callable
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from pages.shared import charts, session
+from pages.shared.i18n import has, t, template
+from pages.shared.session import plain
+from tracin_core.errors import JobFailedError, TracInError
+from tracin_core.records.jobs import Job
+from tracin_core.records.runs import Run
+
+log = logging.getLogger(__name__)
+HERE: Final = Path(__file__).parent
+
+
+# ---- states ---------------------------------------------------------------------------------------------------------------------
+
+
+def failure(error: Exception) -> None:
+    """The error as a card: what it is, its cause with the values, and the next step. An unexpected one gets an id for the log."""
+    if isinstance(error, TracInError):
+        kind = next(kind.__name__ for kind in type(error).__mro__ if has(f"error.{kind.__name__}"))
+        st.error(f"**{t(f'error.{kind}')}**\n\n{plain(str(error))}\n\n{t(f'error.{kind}.next')}", icon=":material/error:")
+        return
+    number = uuid.uuid4().hex[:8]
+    log.error("unexpected error %s", number, exc_info=error)
+    st.error(f"**{t('error.unexpected')}**\n\n{t('error.unexpected.next', id=number)}", icon=":material/bug_report:")
+
+
+def last_failure() -> None:
+    """The newest job's error, if it did not end well."""
+    newest = next(iter(session.workspace().jobs(limit=1)), None)
+    if newest is not None and newest.error:
+        failure(JobFailedError(f"{newest.title}: {newest.error}"))
+
+
+def nothing_matches(reason: str) -> None:
+    """The choices leave nothing to show; says why and what to change."""
+    st.info(reason, icon=":material/filter_alt_off:")
+
+
+def progress(job: Job) -> None:
+    """A job's title, bar, step and remaining time."""
+    key = f"job.step.{job.step}"
+    step = t(key) if has(key) else plain(job.step)
+    eta = t("job.eta", duration=duration(job.eta_seconds)) if job.eta_seconds is not None else ""
+    st.markdown(f"**{plain(job.title)}**")
+    st.progress(min(max(job.fraction, 0.0), 1.0), text=" · ".join(filter(None, [t(f"job.state.{job.state}"), step, eta])))
+
+
+def duration(seconds: float) -> str:
+    """A length of time in words, as rough as it is long."""
+    whole = max(round(seconds), 1)
+    if whole < 60:
+        return t("duration.seconds", n=whole)
+    return t("duration.minutes", minutes=whole // 60, seconds=whole % 60)
+
+
+# ---- charts ---------------------------------------------------------------------------------------------------------------------
+
+
+def chart(figure: go.Figure, *, key: str, alt: str) -> None:
+    """The figure, with its takeaway in words for those who do not see it."""
+    st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False})
+
+
+def grid(cells: pd.DataFrame, figure: go.Figure, *, key: str, alt: str) -> None:
+    """The grid of `charts.grid_figure`; a click on a cell chooses it in `choose_cell` of the same key, a second click lets it go.
+
+    The figure frames the chosen cell, so Streamlit forgets the click itself when it is drawn anew: the choice lives in the picker.
+    """
+
+    def choose_clicked() -> None:
+        row = charts.clicked(st.session_state[f"{key}.grid"])
+        if row is not None:
+            cell = cell_name(int(cells["low"].iloc[row]), int(cells["high"].iloc[row]))
+            session.choose(key, "" if st.session_state.get(key) == cell else cell)
+
+    st.plotly_chart(
+        figure, key=f"{key}.grid", alt=alt, on_select=choose_clicked, selection_mode="points", config={"displayModeBar": False}
+    )
+
+
+def cell_name(low: int, high: int) -> str:
+    """A cell of the grid in the address."""
+    return f"{low}-{high}"
+
+
+# ---- examples -------------------------------------------------------------------------------------------------------------------
+
+
+def pair_label(pair: pd.Series) -> str:
+    """A pair in words: `0° < 36° · 03, 07`."""
+    takes = f"{take(pair['id1'])}, {take(pair['id2'])}"
+    return t("pair.label", angle1=int(pair["angle1"]), angle2=int(pair["angle2"]), takes=takes)
+
+
+def take(sample_id: str) -> str:
+    """The number of the recording within its class, the last part of a sample's id."""
+    return sample_id.rpartition("_")[2]
+
+
+def choose_pair(pairs: pd.DataFrame, *, key: str, label: str) -> str:
+    """The id of the pair chosen, by its angles and takes; tied to the address."""
+    names = {str(pair["id"]): pair_label(pair) for _, pair in pairs.iterrows()}
+    picker = session.linked(key, next(iter(names)), valid=names)
+    return str(st.selectbox(label, list(names), format_func=names.__getitem__, **picker))
+
+
+def choose_cell(grid: pd.DataFrame, *, key: str, label: str) -> tuple[int, int] | None:
+    """The two angles chosen, or None for all of them; the keyboard's way to what a click in the grid does.
+
+    Args:
+        grid: as `View.angle_grid` gives it.
+        key: holds "" or "<low>-<high>".
+    """
+    cells = ["", *(cell_name(low, high) for low, high in zip(grid["low"], grid["high"], strict=True))]
+    name = {cell: cell.replace("-", "° – ") + "°" for cell in cells if cell}
+    chosen = st.selectbox(
+        label, cells, format_func=lambda cell: name.get(cell, t("cell.all")), **session.linked(key, "", valid=cells)
+    )
+    if not chosen:
+        return None
+    low, high = chosen.split("-")
+    return int(low), int(high)
+
+
+def gallery(run: Run, examples: pd.DataFrame, *, key: str, columns: dict[str, Any] | None = None, rows: int = 20) -> str | None:
+    """A table of examples with both spectrograms and players; gives back the id of the selected row.
+
+    Args:
+        examples: columns id, id1, id2, and those named in `columns`, best first; the first `rows` are shown, and said to be.
+        columns: column -> `st.column_config` or label, in the order shown.
+    """
+    shown = examples.head(rows).reset_index(drop=True)
+    if shown.empty:
+        nothing_matches(t("gallery.empty"))
+        return None
+    table = pd.DataFrame({"id": shown["id"]})
+    for side in ("1", "2"):
+        table[f"angle{side}"] = [f"{int(angle)}°" for angle in shown[f"angle{side}"]]
+        table[f"picture{side}"] = [data_url(run, sample)[0] for sample in shown[f"id{side}"]]
+        table[f"sound{side}"] = [data_url(run, sample)[1] for sample in shown[f"id{side}"]]
+    table = table.join(shown[list(columns or {})])
+    selection = st.dataframe(
+        table,
+        key=key,
+        hide_index=True,
+        row_height=72,
+        height=min(36 + 72 * len(table), 540),
+        column_order=[*(columns or {}), *(f"{name}{side}" for side in "12" for name in ("angle", "picture", "sound"))],
+        column_config={
+            **{f"angle{side}": t("pair.side", side=side) for side in "12"},
+            **{f"picture{side}": st.column_config.ImageColumn(t("spectrogram"), width="small") for side in "12"},
+            **{f"sound{side}": st.column_config.AudioColumn(t("sound"), width="small") for side in "12"},
+            **(columns or {}),
+        },
+        on_select="rerun",
+        selection_mode="single-row",
+    )
+    st.markdown(f":small[{t('gallery.shown', shown=len(shown), total=len(examples))}]")
+    picked = selection["selection"]["rows"]
+    return str(table["id"].iloc[picked[0]]) if picked and picked[0] < len(table) else None
+
+
+def pair_card(run: Run, pair: pd.Series) -> None:
+    """Both recordings of a pair, side by side: name, angle, spectrogram, player."""
+    for side, column in zip("12", st.columns(2), strict=True):
+        with column, st.container(border=True):
+            sample = str(pair[f"id{side}"])
+            st.markdown(f"**{int(pair[f'angle{side}'])}°** · {plain(sample)}")
+            sample_player(run, sample)
+
+
+def sample_player(run: Run, sample_id: str) -> None:
+    """A recording's spectrogram, as the model sees it, and its player; says so where they are not there."""
+    picture, sound = run.preview(sample_id)
+    if not (picture.is_file() and sound.is_file()):
+        st.info(t("preview.missing", id=plain(sample_id)), icon=":material/hearing_disabled:")
+        return
+    st.image(str(picture), width=360, alt=t("spectrogram.alt", id=sample_id))
+    st.audio(str(sound))
+
+
+def data_url(run: Run, sample_id: str) -> tuple[str | None, str | None]:
+    """A recording's picture and sound as data URLs, each None where its file is not there."""
+    files = zip(run.preview(sample_id), ("image/png", "audio/wav"), strict=True)
+    picture, sound = (_data_url(path, kind) if path.is_file() else None for path, kind in files)
+    return picture, sound
+
+
+@lru_cache(maxsize=500)
+def _data_url(path: Path, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"  # files are named by content: never stale
+
+
+# ---- the threshold that is dragged ----------------------------------------------------------------------------------------------
+
+
+def drag_threshold(
+    key: str,
+    histogram: charts.Histogram,
+    steps: pd.DataFrame,
+    *,
+    value: float,
+    total: int,
+    on_release: Callable[[float], None],
+) -> None:
+    """A histogram whose threshold follows the mouse, or the keyboard, with exact counts and no word to the server until it is let go.
+
+    Args:
+        histogram: of the scores that the threshold is compared with, so that the bars left of the line are what is counted.
+        steps: as `Sweep.counts` gives it: threshold, pairs, samples; ascending; must hold a row for `value`.
+        value: where the threshold stands, and what the counts are shown for until it is moved.
+        total: how many pairs there are.
+        on_release: called with the new threshold, before the page is drawn again.
+    """
+    steps = steps.drop_duplicates("threshold").sort_values("threshold", ignore_index=True)
+    start = int(steps["threshold"].sub(value).abs().to_numpy().argmin())
+
+    def released() -> None:
+        threshold = st.session_state[key]["threshold"]
+        if threshold is not None:
+            on_release(float(threshold))
+
+    _drag()(
+        key=key,
+        data={
+            **histogram.to_dict(),
+            "thresholds": steps["threshold"].tolist(),
+            "places": [histogram.place(threshold) for threshold in steps["threshold"]],
+            "pairs": steps["pairs"].tolist(),
+            "samples": steps["samples"].tolist(),
+            "start": start,
+            "total": total,
+            "labels": {name: template(f"drag.{name}") for name in ("name", "picture", "count", "zeros", "hint")},
+        },
+        on_threshold_change=released,
+    )
+
+
+def document(language: str) -> None:
+    """The browser's document is in this language, and choices on a page are no steps in its history."""
+    _document()(key="document", data={"language": language}, height=1)
+
+
+@cache
+def _drag() -> Callable[..., Any]:
+    return st.components.v2.component(
+        "threshold_drag", html=asset("threshold_drag.html"), css=asset("threshold_drag.css"), js=asset("threshold_drag.js")
+    )
+
+
+@cache
+def _document() -> Callable[..., Any]:
+    return st.components.v2.component("document", js=asset("document.js"))
+
+
+def asset(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")

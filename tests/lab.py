@@ -1,0 +1,40 @@
+"""A small lab for tests: real recordings, a really trained ranker, a workspace; two minutes of the demo in a few seconds."""
+
+from pathlib import Path
+
+from tracin_core.data.readers import list_recordings, read_inputs
+from tracin_core.data.samples import split_samples
+from tracin_core.data.simulated import simulate_recordings
+from tracin_core.recipe import Recipe, SplitSection
+
+MATERIAL, FREQUENCY = "box", "1000hz"
+SPLIT = SplitSection(train=3, validation=2, test=1)
+
+
+def make_recordings(root: Path, takes: int = 6) -> Path:
+    """Simulated recordings of 6 angles x `takes` in the lab's layout."""
+    simulate_recordings(root, material=MATERIAL, frequency=FREQUENCY, takes=takes, split=SPLIT)
+    return root
+
+
+def train_small(recordings: Path, folder: Path, epochs: int = 2) -> Path:
+    """Checkpoints of epochs 0, 1, ... of the small ranker."""
+    from tracin_core.engine.training import train_ranker
+
+    samples = split_samples(list_recordings(recordings, MATERIAL, FREQUENCY), SPLIT)
+    train_ranker(read_inputs(recordings, samples), samples, folder, epochs=epochs, save_epochs=tuple(range(1, epochs + 1)))
+    return folder
+
+
+def recipe_for(recordings: Path, checkpoints: Path, **engine: object) -> Recipe:
+    """The analysis of these recordings under these checkpoints."""
+    return Recipe.from_dict(
+        {
+            "name": "small lab",
+            "simulated": True,
+            "data": {"root": recordings, "material": MATERIAL, "frequency": FREQUENCY},
+            "split": SPLIT.model_dump(),
+            "checkpoints": {"folder": checkpoints},
+            "engine": {"threads": 1, **engine},
+        }
+    )

@@ -1,0 +1,1 @@
+"""Samples, splits, pairs, and the readers that turn files into arrays."""

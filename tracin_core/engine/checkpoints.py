@@ -1,0 +1,520 @@
+"""Checkpoints: taken in through a limited child process, kept as canonical safetensors named by their SHA-256, loaded from there only.
+
+    python -m tracin_core.engine.checkpoints     the child: one JSON request on stdin; a line when ready, then one JSON answer per file
+
+The identity of a checkpoint is that of its weights. What else a file records (epoch, learning rate, losses) belongs to whoever analyses
+it: two files with equal weights share one copy, and each has its own `Checkpoint`.
+"""
+
+import ctypes
+import hashlib
+import io
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple, Self, get_args
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from tracin_core.data.files import write_whole
+from tracin_core.engine.intake import bytes_of, comes_from, facts_of, load_checked, plain_text, read_once, refusal, unsafe
+from tracin_core.engine.models import Layout, Ranker
+from tracin_core.errors import (
+    CheckpointError,
+    CheckpointMismatchError,
+    DiskFullError,
+    MachineError,
+    UnsafeCheckpointError,
+    WorkspaceError,
+)
+
+ANSWER_SECONDS: Final = 600.0  # wall time for one file, its reading from a slow disk included
+CPU_SECONDS: Final = 60
+OLDEST_TORCH: Final = (2, 10)  # older ones can be made to run code or corrupt memory by `weights_only=True` itself
+NO_NEW_PRIVILEGES: Final = 38  # PR_SET_NO_NEW_PRIVS of linux/prctl.h
+
+STATE_KEYS: Final = ("model_state_dict", "state_dict", "model", "net")
+PREFIXES: Final = ("module.", "_orig_mod.")
+COUNTER: Final = "num_batches_tracked"
+KEY_PATTERN: Final = re.compile(r"[\w.\-]{1,256}")
+CODES: Final = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+FLOATS: Final = ("F64", "F32", "F16", "BF16")
+
+KINDS: Final[dict[str, type[CheckpointError]]] = {
+    kind.__name__: kind for kind in (CheckpointError, UnsafeCheckpointError, CheckpointMismatchError)
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint of a training. `digest` names its canonical weights; None means that the file does not say.
+
+    `epoch` is the one that the file records, else the number at the end of its name; `recorded_epoch` only the former.
+    `stored_as` are the number formats of its weights in the file; 16-bit weights are kept as float32.
+    """
+
+    epoch: int
+    digest: str
+    source: str
+    parameters: int
+    learning_rate: float | None
+    optimizer: str | None
+    train_loss: float | None
+    validation_loss: float | None
+    train_accuracy: float | None
+    validation_accuracy: float | None
+    rate_sum: float | None
+    recorded_epoch: int | None
+    stored_as: str
+    arguments: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` gives back an equal checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The checkpoint with these values.
+
+        Raises:
+            CheckpointError: a value is missing or unknown.
+        """
+        names = {field.name for field in fields(cls)}
+        wrong = sorted(names ^ set(values))
+        if wrong:
+            told = "is missing" if wrong[0] in names else "is unknown"
+            raise CheckpointError(f"A stored checkpoint's '{wrong[0]}' {told}; take the checkpoint folder in again.")
+        return cls(**values)
+
+
+# ---- what the rest of the product asks for ----------------------------------------------------------------------------------
+
+
+def intake_folder(
+    paths: Sequence[Path], store: Path, model: nn.Module, *, on_each: Callable[[int], None] | None = None
+) -> list[Checkpoint | CheckpointError]:
+    """Each file taken in, or its refusal in one line, in the order of the paths. `on_each` is told how many are finished.
+
+    One child process serves all files; a file that brings it down costs only itself.
+
+    Raises:
+        MachineError: the child cannot start, or the store cannot be written; no file is to blame.
+    """
+    make_folder(store)
+    request = {"store": os.path.abspath(store), "cpu_seconds": CPU_SECONDS, **demands(model)}
+    outcomes: list[Checkpoint | CheckpointError] = []
+    while len(outcomes) < len(paths):
+        before = len(outcomes)
+        with child({**request, "paths": [os.path.abspath(path) for path in paths[before:]]}) as answers:
+            for answer in answers:
+                outcomes.append(outcome_of(paths[len(outcomes)].name, store, answer))
+                if on_each is not None:
+                    on_each(len(outcomes))
+        if len(outcomes) < len(paths):
+            reason = "reading it took more memory or time than its size allows"
+            outcomes.append(unsafe(paths[len(outcomes)].name, reason, "save the model's state dict alone"))
+            if on_each is not None:
+                on_each(len(outcomes))
+    return outcomes
+
+
+def intake(source: Path, store: Path, model: nn.Module) -> Checkpoint:
+    """The checkpoint in this file.
+
+    Raises:
+        CheckpointError: the refusal.
+        MachineError: as in `intake_folder`.
+    """
+    (outcome,) = intake_folder([source], store, model)
+    if isinstance(outcome, CheckpointError):
+        raise outcome
+    return outcome
+
+
+def load_weights(model: nn.Module, store: Path, digest: str) -> None:
+    """The model has the weights of this canonical copy, whose bytes were compared with its name. Batch counters stay as they are.
+
+    Raises:
+        CheckpointMismatchError: they are another model's.
+        CheckpointError: the copy is not in the store any more, or is damaged.
+    """
+    path = store / f"{digest}.safetensors"
+    if not re.fullmatch("[0-9a-f]{64}", digest) or not path.is_file():
+        raise CheckpointError(f"The weights {digest[:12]} are not in the workspace any more; take the checkpoint folder in again.")
+    if file_digest(path) != digest:
+        raise CheckpointError(f"The weights {digest[:12]} are damaged on the disk; take the checkpoint folder in again.")
+    weights = safetensors.torch.load_file(path)
+    if {name: list(value.shape) for name, value in weights.items()} != expected_shapes(model):
+        raise CheckpointMismatchError(f"The weights {digest[:12]} do not fit this model; choose the model they were trained with.")
+    model.load_state_dict(weights, strict=False)
+
+
+def expected_shapes(model: nn.Module) -> dict[str, list[int]]:
+    """What a checkpoint must hold to be this model's: every parameter and buffer, except batch counters."""
+    return {name: list(value.shape) for name, value in model.state_dict().items() if not is_counter(name)}
+
+
+def is_counter(name: str) -> bool:
+    return name.rsplit(".", 1)[-1] == COUNTER
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise WorkspaceError(
+            f"The folder '{folder.name}' cannot be made ({failure.strerror}); choose another workspace."
+        ) from failure
+
+
+# ---- the parent's side ------------------------------------------------------------------------------------------------------
+
+
+def demands(model: nn.Module) -> dict[str, Any]:
+    """What the child has to know about the model: no code, only names, shapes and formats."""
+    state = model.state_dict()
+    return {
+        "expected": expected_shapes(model),
+        "dtypes": {name: CODES.get(value.dtype, "F32") for name, value in state.items() if not is_counter(name)},
+        "counters": [name for name in state if is_counter(name)],
+        "tied": tied(state),
+        "rivals": rivals(model),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def tied(state: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Names under which the model has one and the same tensor."""
+    groups: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[str]] = {}
+    for name, value in state.items():
+        if value.numel():
+            groups.setdefault((value.data_ptr(), tuple(value.shape), value.stride()), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def rivals(model: nn.Module) -> dict[str, dict[str, list[int]]]:
+    """The other layouts of the ranker, so that a refusal can say which one a file belongs to."""
+    if not isinstance(model, Ranker):
+        return {}
+    with torch.device("meta"):
+        layouts = {layout: expected_shapes(Ranker(layout)) for layout in get_args(Layout)}
+    return {layout: shapes for layout, shapes in layouts.items() if shapes != expected_shapes(model)}
+
+
+@contextmanager
+def child(request: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
+    """The answers of a new child process to this request, as they come; it has ended afterwards, whatever happened here."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tracin_core.engine.checkpoints"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+    )
+    complaints: list[str] = []
+    listener = threading.Thread(target=lambda: complaints.extend(process.stderr or ()), daemon=True)
+    listener.start()
+    try:
+        yield replies(process, request, complaints, listener)
+    finally:
+        process.kill()
+        process.wait()
+        listener.join()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            close_quietly(pipe)
+
+
+def close_quietly(pipe: IO[str] | None) -> None:
+    try:
+        if pipe is not None:
+            pipe.close()
+    except BrokenPipeError:
+        return  # the child ended before it read its request; `replies` has said so
+
+
+def replies(
+    process: subprocess.Popen[str], request: dict[str, Any], complaints: list[str], listener: threading.Thread
+) -> Iterator[dict[str, Any]]:
+    """The child's answers; silence for `ANSWER_SECONDS` ends it."""
+    if process.stdin is None or process.stdout is None:
+        raise MachineError("The checkpoint reader has no pipes; start the program again.")
+    try:
+        process.stdin.write(json.dumps(request))
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # told below: no line says that it is ready
+    ready = False
+    while True:
+        watchdog = threading.Timer(ANSWER_SECONDS, process.kill)
+        watchdog.start()
+        try:
+            line = process.stdout.readline()
+        finally:
+            watchdog.cancel()
+            watchdog.join()
+        if not line.endswith("\n"):
+            break
+        if line.startswith("{"):
+            if ready:
+                yield json.loads(line)
+            ready = True
+    if not ready:
+        listener.join()
+        told = complaints[-1].strip()[:120] if complaints else f"exit status {process.wait()}"
+        raise MachineError(f"The process that reads checkpoints cannot start ({told}); check the installation with 'make setup'.")
+
+
+def outcome_of(name: str, store: Path, answer: Mapping[str, Any]) -> Checkpoint | CheckpointError:
+    """The child's answer as a value; a copy counts only if its bytes have the promised SHA-256."""
+    if "disk_full" in answer:
+        raise DiskFullError(str(answer["disk_full"]))
+    if "machine" in answer:
+        raise MachineError(str(answer["machine"]))
+    if "refused" in answer:
+        return KINDS.get(answer["kind"], CheckpointError)(answer["refused"])
+    checkpoint = Checkpoint.from_dict(answer["accepted"])
+    copy = store / f"{checkpoint.digest}.safetensors"
+    if not re.fullmatch("[0-9a-f]{64}", checkpoint.digest) or not copy.is_file() or file_digest(copy) != checkpoint.digest:
+        return refusal(CheckpointError, name, "its copy in the workspace is not what was checked", "take the folder in again")
+    return checkpoint
+
+
+# ---- the child's side: weights ----------------------------------------------------------------------------------------------
+
+
+class Demands(NamedTuple):
+    """The request, as `demands` and `intake_folder` write it."""
+
+    store: str
+    cpu_seconds: int
+    expected: dict[str, list[int]]
+    dtypes: dict[str, str]
+    counters: list[str]
+    tied: list[list[str]]
+    rivals: dict[str, dict[str, list[int]]]
+    parameters: int
+    paths: list[str]
+
+
+def take_in(path: Path, asked: Demands) -> dict[str, Any]:
+    """The file's canonical weights are in the store; returns the `Checkpoint` as a dictionary."""
+    content, records = load_checked(path.name, read_once(path, asked.cpu_seconds))
+    facts = facts_of(path.name, content)
+    found = weights_of(path.name, content, asked)
+    del content  # optimiser states are as large as the weights
+    stored_as = ", ".join(
+        sorted({str(value.dtype).removeprefix("torch.") for value in found.values() if value.is_floating_point()})
+    )
+    digest = keep(canonical(path.name, found, asked, records), Path(asked.store))
+    return {**facts, "digest": digest, "source": plain_text(path.name), "parameters": asked.parameters, "stored_as": stored_as}
+
+
+def weights_of(name: str, content: dict[Any, Any], asked: Demands) -> dict[str, torch.Tensor]:
+    """The model's tensors by name: found under a known key first, without wrappers' prefixes and batch counters."""
+    weights: dict[str, torch.Tensor] = {}
+    for key, value in dict.items(state_of(content)):
+        bare = bare_name(key, asked) if isinstance(key, str) else str(key)
+        if not isinstance(value, torch.Tensor):
+            told = f"'{bare[:40]}' holds no tensor but a value of type {type(value).__name__}"
+            raise refusal(CheckpointError, name, told, f"save the weights under {' or '.join(STATE_KEYS[:2])}")
+        if not isinstance(key, str) or (bare not in asked.expected and not KEY_PATTERN.fullmatch(bare)):
+            raise refusal(CheckpointError, name, f"'{bare[:60]}' is no name of a tensor", "save model.state_dict() as it is")
+        if bare in weights:
+            raise refusal(CheckpointError, name, f"it holds '{bare[:60]}' twice", "save the bare model's state dict")
+        weights[bare] = value
+    fill_tied(weights, asked.tied)
+    for counter in asked.counters:
+        weights.pop(counter, None)
+    check_fit(name, weights, asked)
+    return weights
+
+
+def state_of(content: dict[Any, Any]) -> dict[Any, Any]:
+    """The dictionary of tensors. `dict.get`, because a file can give an OrderedDict an attribute `get` of its own."""
+    for _ in range(2):
+        inner = [dict.get(content, key) for key in STATE_KEYS]
+        content = next((value for value in inner if isinstance(value, dict)), content)
+    return content
+
+
+def bare_name(key: str, asked: Demands) -> str:
+    """The model's own name for this tensor; a prefix goes only where the model does not have it itself."""
+    while key not in asked.expected and key not in asked.counters and key.startswith(PREFIXES):
+        key = key.split(".", 1)[1]
+    return key
+
+
+def fill_tied(weights: dict[str, torch.Tensor], groups: Iterable[list[str]]) -> None:
+    """A tensor that the model has under several names may be in the file under one."""
+    for names in groups:
+        there = next((weights[name] for name in names if name in weights), None)
+        if there is not None:
+            weights.update({name: there for name in names if name not in weights})
+
+
+def check_fit(name: str, weights: Mapping[str, torch.Tensor], asked: Demands) -> None:
+    """Names and shapes are the model's.
+
+    Raises:
+        CheckpointMismatchError: names the first three of what is missing and unknown, and the layout that it fits instead.
+    """
+    shapes = {key: list(value.shape) for key, value in weights.items()}
+    missing = [key for key in asked.expected if key not in shapes]
+    unknown = [key for key in shapes if key not in asked.expected]
+    told = [counted(keys, what) for keys, what in ((missing, "missing"), (unknown, "unknown")) if keys]
+    wrong = [key for key, shape in asked.expected.items() if key in shapes and shapes[key] != shape]
+    if wrong and not told:
+        told = [f"'{wrong[0]}' has shape {shapes[wrong[0]]}, the model's has {asked.expected[wrong[0]]}"]
+    if told:
+        counted_out = {key: shape for key, shape in shapes.items() if not is_counter(key)}
+        fits = next((layout for layout, expected in asked.rivals.items() if expected == counted_out), None)
+        cure = "choose its model" if fits is None else f"it fits the layout '{fits}': choose that"
+        raise refusal(CheckpointMismatchError, name, f"does not fit: {', '.join(told)}", cure)
+
+
+def counted(keys: Sequence[str], what: str) -> str:
+    return f"{len(keys)} key{'' if len(keys) == 1 else 's'} {what} ({', '.join(keys[:3])})"
+
+
+def canonical(
+    name: str, weights: dict[str, torch.Tensor], asked: Demands, records: frozenset[str] | None
+) -> dict[str, torch.Tensor]:
+    """The weights in the model's formats (16-bit ones as float32), contiguous, finite, in order of name. Empties `weights`."""
+    for first, *others in asked.tied:
+        if any(not torch.equal(weights[first], weights[other]) for other in others):
+            told = f"'{first}' and '{others[0]}' differ, but are one tensor in the model"
+            raise refusal(CheckpointMismatchError, name, told, "choose its model")
+    proven: set[int] = set()  # views of one storage, which may be large, are looked up once
+    result = {}
+    for key in sorted(weights):
+        value = weights.pop(key).detach()
+        check_tensor(name, key, value, asked.dtypes[key])
+        place = value.untyped_storage().data_ptr()
+        if records is not None and place not in proven and not comes_from(value, records):
+            raise unsafe(name, f"the bytes of '{key[:60]}' are not in the file", "save the checkpoint again")
+        proven.add(place)
+        if value.is_floating_point():
+            value = value.to(torch.float64 if asked.dtypes[key] == "F64" else torch.float32)
+            if not bool(torch.isfinite(value).all()):
+                cure = "choose a checkpoint from before training diverged"
+                raise refusal(CheckpointError, name, f"'{key[:60]}' holds NaN or infinity", cure)
+        result[key] = value.contiguous()
+    return result
+
+
+def check_tensor(name: str, key: str, value: torch.Tensor, dtype: str) -> None:
+    """The tensor is dense and within its storage, and its numbers are of the model's kind."""
+    sound = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+    if not sound or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise unsafe(name, f"'{key[:60]}' has fewer bytes than its shape says", "save the checkpoint again")
+    code = CODES.get(value.dtype)
+    if code not in FLOATS if dtype in FLOATS else code != dtype:
+        wanted = next(known for known, code in CODES.items() if code == dtype)
+        told = f"'{key[:60]}' holds {value.dtype} where the model has {wanted}".replace("torch.", "")
+        raise refusal(CheckpointError, name, told, "save the weights as the model has them")
+
+
+def keep(weights: Mapping[str, torch.Tensor], store: Path) -> str:
+    """The weights are in the store as safetensors; returns the SHA-256 of those bytes, which is their name."""
+    seal = hashlib.sha256()
+    for piece in safetensors_pieces(weights):
+        seal.update(piece)
+    place = store / f"{seal.hexdigest()}.safetensors"
+    try:
+        if not place.is_file() or file_digest(place) != seal.hexdigest():
+            write_whole(place, safetensors_pieces(weights))
+    except OSError as failure:
+        raise WorkspaceError(f"The folder '{store.name}' cannot be written ({failure.strerror}); check its rights.") from failure
+    return seal.hexdigest()
+
+
+def safetensors_pieces(weights: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file, tensor by tensor, so that no second copy of all weights is in memory.
+
+    Written here and not by the library, because the identity of a checkpoint must not change with a library's version.
+    Widest numbers first, then by name, as the library orders them.
+    """
+    ordered = sorted(weights, key=lambda key: (-weights[key].element_size(), key))
+    header: dict[str, Any] = {}
+    end = 0
+    for key in ordered:
+        start, end = end, end + weights[key].numel() * weights[key].element_size()
+        header[key] = {"dtype": CODES[weights[key].dtype], "shape": list(weights[key].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for key in ordered:
+        if weights[key].numel():
+            yield bytes_of(weights[key])
+
+
+# ---- the child process ------------------------------------------------------------------------------------------------------
+
+
+def answer_to(path: Path, asked: Demands) -> dict[str, Any]:
+    """What became of this file; an error of the machine is not blamed on it."""
+    try:
+        return {"accepted": take_in(path, asked)}
+    except CheckpointError as failure:
+        told = failure
+    except DiskFullError as failure:
+        return {"disk_full": str(failure)}
+    except MachineError as failure:
+        return {"machine": str(failure)}
+    except MemoryError:
+        told = unsafe(path.name, "it asks for far more memory than it has bytes", "save the model's state dict alone")
+    except Exception as failure:
+        told = unsafe(path.name, f"it cannot be taken in ({type(failure).__name__})", "save the model's state dict alone")
+    return {"refused": str(told), "kind": type(told).__name__}
+
+
+def lock_down() -> None:
+    """No core files with a user's weights in them, no privileges to be gained, one thread, nothing left for torch to load lazily."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    torch.set_num_threads(1)
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.zeros(8, 8)}, buffer)
+    weight = torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)["weight"]
+    bool(torch.isfinite(weight.to(torch.float64)).all())
+    safetensors.torch.load(safetensors.torch.save({"weight": weight}))
+
+
+def serve() -> None:
+    """The request on stdin is answered, file by file."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < OLDEST_TORCH:
+        sys.exit(
+            f"torch {torch.__version__} opens hostile checkpoints unsafely; install torch >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}"
+        )
+    lock_down()
+    asked = Demands(**json.load(sys.stdin))
+    print("{}", flush=True)
+    for path in asked.paths:
+        print(json.dumps(answer_to(Path(path), asked)), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,1 @@
+"""Disk and processes: kernel blocks, jobs, the workspace, files in existing formats."""

@@ -1,0 +1,43 @@
+"""Which files of a folder are checkpoints, in the order of their epochs. Nothing is opened."""
+
+import itertools
+import re
+from pathlib import Path
+
+from tracin_core.errors import CheckpointError, NoCheckpointsError
+
+SUFFIXES = (".pt", ".pth", ".safetensors")
+
+
+def epoch_of(name: str, prefix: str) -> int | None:
+    """The number after the prefix, or None if the name has another form."""
+    match = re.fullmatch(rf"{re.escape(prefix)}(\d+)(?:{'|'.join(map(re.escape, SUFFIXES))})", name)
+    return None if match is None else int(match.group(1))
+
+
+def list_checkpoints(folder: Path, prefix: str) -> list[Path]:
+    """The folder's checkpoint files by epoch number: 2, 10, 12, never 10, 12, 2.
+
+    Raises:
+        NoCheckpointsError: the folder is missing or has no such file; the message says what is there.
+        CheckpointError: two files have the same epoch, which would be counted twice.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as failure:
+        raise NoCheckpointsError(
+            f"The checkpoint folder '{folder.name}' cannot be read ({failure.strerror}); choose another folder."
+        ) from failure
+    numbered = sorted((epoch, name) for name in names if (epoch := epoch_of(name, prefix)) is not None)
+    if not numbered:
+        there = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "nothing"
+        raise NoCheckpointsError(
+            f"The folder '{folder.name}' has no file named '{prefix}<epoch>.pt' (it holds {there}); choose another folder, or give "
+            f"the prefix of its files."
+        )
+    for (epoch, name), (following, other) in itertools.pairwise(numbered):
+        if epoch == following:
+            raise CheckpointError(
+                f"'{name}' and '{other}' are both epoch {epoch} and would be counted twice; move one of them away."
+            )
+    return [folder / name for _, name in numbered]

@@ -1,0 +1,254 @@
+"""Background jobs: asked for by anyone, done by the workspace's one worker process, remembered in the catalogue.
+
+    queued -> running -> done | failed | cancelled | paused (no room on the disk) | lost
+                 ^----- queued again when its worker died
+
+The worker holds an operating-system lock on the workspace for as long as it lives; whoever holds that lock knows that no other
+worker is alive, whatever pids and clocks say. So a job found `running` by a new worker lost its old one, and is simply taken up
+again: the blocks it had finished are on disk.
+"""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import filelock
+
+from tracin_core.errors import JobCancelledError, JobFailedError, NotFoundError
+from tracin_core.records.catalogue import Catalogue
+from tracin_core.records.store import digest_of
+
+LIVE: Final = ("queued", "running")
+ENDED: Final = ("done", "failed", "cancelled", "paused", "lost")
+STALL_LIMIT: Final = 10
+START_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the job table as it was when read."""
+
+    id: str
+    kind: str
+    state: str
+    title: str
+    request: dict[str, Any]
+    run_id: str | None
+    step: str
+    done: int
+    total: int
+    fraction: float
+    eta_seconds: float | None
+    error: str | None
+    result: dict[str, Any] | None
+    created: float
+    started: float | None
+    finished: float | None
+    attempts: int
+    cancelling: bool
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in LIVE
+
+    @classmethod
+    def from_row(cls, row: sqlite3.Row) -> "Job":
+        plain = {name: row[name] for name in row.keys() if name in cls.__dataclass_fields__}  # noqa: SIM118
+        plain["request"] = json.loads(row["request"])
+        plain["result"] = json.loads(row["result"]) if row["result"] else None
+        plain["cancelling"] = bool(row["cancel"]) and row["state"] in LIVE
+        return cls(**plain)
+
+
+class JobQueue:
+    """The jobs of one workspace, first come first served."""
+
+    def __init__(self, catalogue: Catalogue, root: Path) -> None:
+        self.catalogue = catalogue
+        self.root = root
+        self._started: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+
+    def submit(self, kind: str, request: dict[str, Any], *, title: str, run_id: str | None = None) -> Job:
+        """The job is in the catalogue and a worker is on its way; a live job with the same request is returned as it is."""
+        digest = digest_of([kind, request])
+        with self.catalogue.transaction() as connection:
+            row = connection.execute(
+                "SELECT id FROM job WHERE request_digest = ? AND state IN ('queued', 'running') AND cancel = 0",
+                (digest,),
+            ).fetchone()
+            if row is None:
+                job_id = uuid.uuid4().hex[:12]
+                connection.execute(
+                    "INSERT INTO job (id, kind, state, title, request, request_digest, run_id, created, position) "
+                    "VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, (SELECT COALESCE(MAX(position), 0) + 1 FROM job))",
+                    (job_id, kind, title, json.dumps(request), digest, run_id, time.time()),
+                )
+            else:
+                job_id = row["id"]
+        self.ensure_worker()
+        return self.get(job_id)
+
+    def get(self, job_id: str) -> Job:
+        """The job as it is now."""
+        rows = self.catalogue.read("SELECT * FROM job WHERE id = ?", (job_id,))
+        if not rows:
+            raise NotFoundError(f"There is no job '{job_id}' in this workspace; choose one from the list of jobs.")
+        return Job.from_row(rows[0])
+
+    def all(self, limit: int = 50) -> list[Job]:
+        """The most recent jobs, newest first."""
+        rows = self.catalogue.read("SELECT * FROM job ORDER BY created DESC LIMIT ?", (limit,))
+        return [Job.from_row(row) for row in rows]
+
+    def cancel(self, job_id: str) -> Job:
+        """The job ends before its next block; what it finished is kept."""
+        with self.catalogue.transaction() as connection:
+            connection.execute(
+                "UPDATE job SET state = 'cancelled', finished = ? WHERE id = ? AND state = 'queued'",
+                (time.time(), job_id),
+            )
+            connection.execute("UPDATE job SET cancel = 1 WHERE id = ? AND state = 'running'", (job_id,))
+        return self.get(job_id)
+
+    def resume(self, job_id: str) -> Job:
+        """An ended job is queued again and takes up where it was."""
+        with self.catalogue.transaction() as connection:
+            connection.execute(
+                "UPDATE job SET state = 'queued', cancel = 0, error = NULL, finished = NULL, stalls = 0 "
+                "WHERE id = ? AND state IN ('failed', 'cancelled', 'paused', 'lost')",
+                (job_id,),
+            )
+        self.ensure_worker()
+        return self.get(job_id)
+
+    def wait(self, job_id: str, *, on_change: Callable[[Job], None] | None = None, every: float = 0.1) -> Job:
+        """The job once it is done; a worker that dies meanwhile is replaced.
+
+        Raises:
+            JobCancelledError, JobFailedError: it ended otherwise; the message is the job's own.
+        """
+        while True:
+            job = self.get(job_id)
+            if on_change is not None:
+                on_change(job)
+            if job.state == "done":
+                return job
+            if job.state == "cancelled":
+                raise JobCancelledError(f"'{job.title}' was cancelled; resume job {job.id} to go on from the finished blocks.")
+            if job.state in ENDED:
+                raise JobFailedError(job.error or f"'{job.title}' ended as '{job.state}' without a message; see its log.")
+            self.ensure_worker()
+            time.sleep(every)
+
+    def log_path(self, job_id: str) -> Path:
+        return self.root / "jobs" / f"{job_id}.log"
+
+    def log(self, job_id: str, last: int = 200) -> list[str]:
+        """The last lines of the job's log."""
+        try:
+            return self.log_path(job_id).read_text(encoding="utf-8").splitlines()[-last:]
+        except FileNotFoundError:
+            return []
+
+    # ---- the worker process -------------------------------------------------------------------------------------------------
+
+    def worker_lock(self) -> filelock.FileLock:
+        """Held by the living worker; released by the operating system however it ends."""
+        return filelock.FileLock(self.root / ".worker.lock", timeout=0)
+
+    def worker_is_alive(self) -> bool:
+        try:
+            with self.worker_lock():
+                return False
+        except filelock.Timeout:
+            return True
+
+    def ensure_worker(self) -> None:
+        """If there is work and no worker, one is started, detached from this process."""
+        if not self.catalogue.read("SELECT 1 FROM job WHERE state IN ('queued', 'running') LIMIT 1"):
+            return
+        starting = self._started is not None and self._started.poll() is None
+        if (starting and time.monotonic() - self._started_at < START_SECONDS) or self.worker_is_alive():
+            return
+        log = self.root / "jobs" / "worker.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self._started = subprocess.Popen(
+                [sys.executable, "-m", "tracin_core.worker", str(self.root)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                cwd=Path(__file__).resolve().parents[2],
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+            )
+        self._started_at = time.monotonic()
+
+    # ---- called by the worker only ------------------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Jobs whose worker died are queued again. Only the holder of the worker lock may call this."""
+        with self.catalogue.transaction() as connection:
+            connection.execute(
+                "UPDATE job SET state = 'lost', finished = ?, error = ? WHERE state = 'running' AND stalls >= ?",
+                (
+                    time.time(),
+                    f"The worker process ended {STALL_LIMIT} times in a row without finishing a step: it was probably short of "
+                    f"memory. Choose a smaller batch size, or free memory, then resume.",
+                    STALL_LIMIT,
+                ),
+            )
+            connection.execute("UPDATE job SET state = 'queued', stalls = stalls + 1 WHERE state = 'running'")
+
+    def claim(self, owner: str) -> Job | None:
+        """The next job is running and belongs to this owner, heartbeat included; None if there is nothing to do."""
+        now = time.time()
+        with self.catalogue.transaction() as connection:
+            row = connection.execute("SELECT id FROM job WHERE state = 'queued' ORDER BY position LIMIT 1").fetchone()
+            if row is None:
+                return None
+            connection.execute(
+                "UPDATE job SET state = 'running', owner = ?, beat = ?, started = COALESCE(started, ?), attempts = attempts + 1 "
+                "WHERE id = ?",
+                (owner, now, now, row["id"]),
+            )
+        return self.get(row["id"])
+
+    def beat(self, job_id: str, owner: str, **progress: object) -> bool:
+        """Progress and heartbeat are stored; True if the job should go on (not cancelled, still this owner's)."""
+        columns = "".join(f", {name} = ?" for name in progress)
+        with self.catalogue.transaction() as connection:
+            connection.execute(
+                f"UPDATE job SET beat = ?{columns} WHERE id = ? AND owner = ? AND state = 'running'",
+                (time.time(), *progress.values(), job_id, owner),
+            )
+            row = connection.execute("SELECT cancel, owner, state FROM job WHERE id = ?", (job_id,)).fetchone()
+        return bool(row is not None and not row["cancel"] and row["owner"] == owner and row["state"] == "running")
+
+    def finish(
+        self, job_id: str, owner: str, state: str, *, error: str | None = None, result: dict[str, Any] | None = None
+    ) -> None:
+        """The job has ended (or is queued again); nothing happens if it belongs to another owner by now."""
+        with self.catalogue.transaction() as connection:
+            connection.execute(
+                "UPDATE job SET state = ?, error = ?, result = ?, finished = ?, eta_seconds = NULL, "
+                "cancel = CASE WHEN ? = 'queued' THEN cancel ELSE 0 END WHERE id = ? AND owner = ? AND state = 'running'",
+                (
+                    state,
+                    error,
+                    json.dumps(result) if result is not None else None,
+                    None if state == "queued" else time.time(),
+                    state,
+                    job_id,
+                    owner,
+                ),
+            )

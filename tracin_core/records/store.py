@@ -1,0 +1,131 @@
+"""Kernel blocks on disk: content-addressed, checksummed, written whole, read as memory maps.
+
+    kernels/<group>/group.json             what the group's digest stands for
+    kernels/<group>/<left>-<right>.f32     inner products [layers, rows, columns]
+    kernels/<group>/<left>.outputs.f32     model outputs [rows]
+
+A group is one checkpoint under one way of computing (weights, model, preprocessing, batch, threads, ...); left and right are
+digests of the samples of a block. A block is little-endian float32 followed by the CRC32C of those bytes. Its name says everything
+that its content depends on, so a block that exists is never wrong, only damaged, and nothing is ever invalidated.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import crc32c
+import numpy as np
+import numpy.typing as npt
+
+from tracin_core.data.files import write_json, write_whole
+from tracin_core.errors import DamagedBlockError, NonFiniteError
+
+CHECKSUM_BYTES = 4
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a plain value's canonical JSON, 32 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class BlockKey:
+    """Which numbers a block holds. `right` is None for the outputs of the left samples."""
+
+    group: str
+    left: str
+    right: str | None
+    shape: tuple[int, ...]
+
+    @property
+    def file(self) -> str:
+        return f"{self.left}.outputs.f32" if self.right is None else f"{self.left}-{self.right}.f32"
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}/{self.file}"
+
+    @property
+    def bytes(self) -> int:
+        return 4 * int(np.prod(self.shape)) + CHECKSUM_BYTES
+
+
+class BlockStore:
+    """The `kernels/` directory of a workspace."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._verified: set[str] = set()
+
+    def path(self, key: BlockKey) -> Path:
+        return self.root / key.group / key.file
+
+    def describe_group(self, group: str, definition: dict[str, Any]) -> None:
+        """`group.json` says what the group's digest stands for."""
+        path = self.root / group / "group.json"
+        if not path.exists():
+            write_json(path, definition)
+
+    def holds(self, key: BlockKey) -> bool:
+        """The block is on disk, has its full length and its checksum is right, now: what this process saw before does not count."""
+        self._verified.discard(key.name)
+        try:
+            self.read(key)
+        except (FileNotFoundError, DamagedBlockError):
+            return False
+        return True
+
+    def missing(self, keys: Iterable[BlockKey]) -> list[BlockKey]:
+        """Those blocks that have to be computed."""
+        return [key for key in keys if not self.holds(key)]
+
+    def write(self, key: BlockKey, values: npt.NDArray[np.float32]) -> int:
+        """The block is on disk, whole; the returned CRC32C is its last four bytes.
+
+        Raises:
+            NonFiniteError: a value is NaN or infinite: nothing is written.
+            DiskFullError: there is no room: nothing is changed.
+        """
+        if values.shape != key.shape:
+            raise ValueError(f"block {key.name} should have shape {key.shape}, not {values.shape}")
+        if not np.isfinite(values).all():
+            place = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+            raise NonFiniteError(
+                f"Block '{key.name}' has the value {values[place]} at {place}; look at this checkpoint's weights for NaN "
+                f"or infinity, or leave it out."
+            )
+        raw = np.ascontiguousarray(values, dtype="<f4")
+        checksum = int(crc32c.crc32c(raw.view(np.uint8).reshape(-1).data))
+        write_whole(self.path(key), [raw.data.cast("B"), checksum.to_bytes(CHECKSUM_BYTES, "little")])
+        self._verified.add(key.name)
+        return checksum
+
+    def read(self, key: BlockKey) -> npt.NDArray[np.float32]:
+        """The block's values as a read-only memory map; its checksum is compared on the first read of a process.
+
+        Raises:
+            FileNotFoundError: the block was never computed.
+            DamagedBlockError: its length or checksum is wrong.
+        """
+        path = self.path(key)
+        size = path.stat().st_size
+        if size != key.bytes:
+            raise DamagedBlockError(
+                f"Block '{key.name}' has {size} bytes instead of {key.bytes}; compute the run again: only this block is redone."
+            )
+        raw = np.memmap(path, dtype=np.uint8, mode="r")
+        body = raw[:-CHECKSUM_BYTES]
+        if key.name not in self._verified:
+            stored = int.from_bytes(raw[-CHECKSUM_BYTES:].tobytes(), "little")
+            found = int(crc32c.crc32c(body.data))
+            if stored != found:
+                raise DamagedBlockError(
+                    f"Block '{key.name}' has checksum {found:08x}, but {stored:08x} was written; compute the run again: "
+                    f"only this block is redone."
+                )
+            self._verified.add(key.name)
+        return body.view("<f4").reshape(key.shape)

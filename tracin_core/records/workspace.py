@@ -1,0 +1,302 @@
+"""One directory, one object: runs, jobs, exports and the folders that may be read.
+
+workspace/
+    tracin.sqlite3     catalogue of runs, jobs, blocks and exclusion decisions
+    checkpoints/       canonical weights, named by their SHA-256
+    datasets/<key>/    stored splits, sealed chunks, previews of the samples
+    kernels/           content-addressed blocks
+    runs/<id>/         run.json, samples.csv
+    exports/<run>/     exclusion lists with their provenance
+    recordings/        simulated recordings of the demo
+    trainings/         checkpoints written by this product's own training
+"""
+
+import os
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tracin_core.data.readers import list_recordings
+from tracin_core.errors import NotFoundError, OutsideRootsError, WorkspaceError
+from tracin_core.recipe import Recipe
+from tracin_core.records.catalogue import Catalogue
+from tracin_core.records.checkpoint_files import list_checkpoints
+from tracin_core.records.interchange import exclusion_files
+from tracin_core.records.jobs import Job, JobQueue
+from tracin_core.records.runs import Run
+from tracin_core.records.store import BlockStore, digest_of
+
+FOLDERS = ("checkpoints", "datasets", "exports", "jobs", "kernels", "plugins", "recordings", "runs", "trainings")
+SEARCH_DEPTH = 5
+SEARCH_LIMIT = 500
+
+
+def open_workspace(path: str | Path) -> "Workspace":
+    """The workspace in this directory, made if it is not there."""
+    return Workspace(Path(path))
+
+
+class Workspace:
+    """What was computed, what is being computed, and what was decided about it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(os.path.realpath(root))
+        try:
+            for name in FOLDERS:
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as failure:
+            raise WorkspaceError(
+                f"The workspace '{root}' cannot be made ({failure.strerror}); choose a directory that you may write to."
+            ) from failure
+        self.catalogue = Catalogue(self.root / "tracin.sqlite3")
+        self.store = BlockStore(self.root / "kernels")
+        self.queue = JobQueue(self.catalogue, self.root)
+        self.roots = named_roots([self.root, *configured_roots()])
+
+    # ---- runs ---------------------------------------------------------------------------------------------------------------
+
+    def runs(self) -> pd.DataFrame:
+        """One row per run, newest first: id, name, simulated, state, created, material, frequency."""
+        rows = []
+        for row in self.catalogue.read("SELECT * FROM run ORDER BY created DESC"):
+            recipe = Recipe.model_validate_json(row["recipe"])
+            rows.append(
+                {
+                    "id": row["id"],
+                    "name": row["name"],
+                    "simulated": recipe.simulated,
+                    "state": row["state"],
+                    "created": row["created"],
+                    "material": recipe.data.material,
+                    "frequency": recipe.data.frequency,
+                }
+            )
+        return pd.DataFrame(rows, columns=["id", "name", "simulated", "state", "created", "material", "frequency"])
+
+    def run(self, run_id: str) -> Run:
+        """The finished run with this id.
+
+        Raises:
+            NotFoundError: there is none, or it is not finished.
+        """
+        if not self.catalogue.read("SELECT 1 FROM run WHERE id = ?", (run_id,)):
+            raise NotFoundError(
+                f"There is no run '{run_id}' in this workspace; choose one from the list, or ask whoever sent the link."
+            )
+        return Run(self.root / "runs" / run_id, self.store, self.root / "datasets")
+
+    def compute(self, recipe: Recipe, *, wait: bool = True, on_change: Callable[[Job], None] | None = None) -> Run | Job:
+        """The run of this recipe: from the cache at once if nothing changed, else computed in the background.
+
+        Args:
+            wait: True: return the finished run. False: return the job (or the run, if it is cached).
+            on_change: called with the job at every look while waiting.
+
+        Raises:
+            InputError: the recipe's files are not there; checked before anything starts.
+            JobFailedError, JobCancelledError: the computation ended otherwise.
+        """
+        run_id = self.run_id(recipe)
+        if self.is_done(run_id):
+            return self.run(run_id)
+        self.register_run(run_id, recipe)
+        request = {"recipe": recipe.to_dict(), "run_id": run_id}
+        job = self.queue.submit("analysis", request, title=recipe.name, run_id=run_id)
+        if not wait:
+            return job
+        self.queue.wait(job.id, on_change=on_change)
+        return self.run(run_id)
+
+    def run_id(self, recipe: Recipe) -> str:
+        """Names the computation: the recipe and the files it would read (names, sizes, times of change)."""
+        checkpoints = list_checkpoints(recipe.checkpoints.folder, recipe.checkpoints.prefix)
+        recordings = list_recordings(recipe.data.root, recipe.data.material, recipe.data.frequency)
+        files = [*checkpoints, *(recipe.data.root / path for path in recordings["path"])]
+        return digest_of([recipe.digest(), [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]])[:12]
+
+    def is_done(self, run_id: str) -> bool:
+        return (self.root / "runs" / run_id / "run.json").is_file()
+
+    def register_run(self, run_id: str, recipe: Recipe, state: str = "computing") -> None:
+        """The catalogue knows the run."""
+        with self.catalogue.transaction() as connection:
+            connection.execute(
+                "INSERT INTO run (id, name, recipe, created, state) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET state = ?",
+                (run_id, recipe.name, recipe.model_dump_json(exclude_none=True), time.time(), state, state),
+            )
+
+    # ---- jobs ---------------------------------------------------------------------------------------------------------------
+
+    def start_demo(self, material: str = "box", frequency: str = "1000hz") -> Job:
+        """Simulated recordings, a trained ranker and its analysis are on their way."""
+        request = {"material": material, "frequency": frequency}
+        return self.queue.submit("demo", request, title=f"SIMULATED {material} {frequency}")
+
+    def start_inspection(self, folder: Path, prefix: str = "model_epoch_", layout: str = "small") -> Job:
+        """The folder's checkpoints are being taken in; the job's result has one entry per file, accepted or refused."""
+        list_checkpoints(folder, prefix)
+        request = {"folder": str(folder), "prefix": prefix, "layout": layout}
+        return self.queue.submit("inspection", request, title=folder.name)
+
+    def start_training(
+        self, *, data: dict[str, str], settings: dict[str, Any], folder: Path | None = None, exclusions_file: Path | None = None
+    ) -> Job:
+        """A training is on its way; its checkpoints go to the folder, by default a new one under `trainings/`.
+
+        Args:
+            data: `root`, `material`, `frequency`, as in a recipe.
+            settings: keyword arguments of the training; what is left out is as in the demo's training.
+            exclusions_file: sample ids or pair ids to leave out of the training side.
+        """
+        stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
+        name = f"{data['material']}_{data['frequency']}_{settings.get('loss', 'margin')}_{stamp}"
+        place = Path(os.path.abspath(folder)) if folder is not None else self.root / "trainings" / name
+        request = {"data": data, "settings": settings, "folder": str(place)}
+        if exclusions_file is not None:
+            request["exclusions_file"] = os.path.abspath(exclusions_file)
+        return self.queue.submit("training", request, title=place.name)
+
+    def jobs(self, limit: int = 20) -> list[Job]:
+        """Newest first; a dead worker is noticed and replaced by this look."""
+        self.queue.ensure_worker()
+        return self.queue.all(limit)
+
+    def job(self, job_id: str) -> Job:
+        self.queue.ensure_worker()
+        return self.queue.get(job_id)
+
+    def cancel(self, job_id: str) -> Job:
+        return self.queue.cancel(job_id)
+
+    def resume(self, job_id: str) -> Job:
+        return self.queue.resume(job_id)
+
+    def job_log(self, job_id: str) -> list[str]:
+        return self.queue.log(job_id)
+
+    # ---- decisions ----------------------------------------------------------------------------------------------------------
+
+    def export_exclusions(
+        self, run: Run, chosen: pd.DataFrame, rule: dict[str, Any], *, who: str = "", why: str = ""
+    ) -> tuple[Path, Path]:
+        """The list is on disk as TXT and as JSON with its provenance, and the decision is in the catalogue.
+
+        Args:
+            chosen: as `View.exclusions` returns it; every id is checked against the data set first.
+            rule: the settings that chose it, in plain values.
+
+        Raises:
+            ExclusionError: an id does not belong to the run's data set; nothing is written.
+        """
+        stamp = datetime.now().astimezone()
+        stem = f"{run.recipe.data.material}_{run.recipe.data.frequency}_{rule.get('pair_mode', 'list')}_{stamp:%Y%m%d_%H%M%S_%f}"
+        provenance = {
+            "run": run.id,
+            "name": run.name,
+            "digest": run.digest,
+            "simulated": run.simulated,
+            "rule": rule,
+            "created": stamp.isoformat(timespec="seconds"),
+            "who": who,
+            "why": why,
+            "recipe": run.recipe.to_dict(),
+            "checkpoints": [{"epoch": row["epoch"], "digest": row["digest"]} for row in run.manifest.checkpoints],
+        }
+        files = exclusion_files(self.root / "exports" / run.id, stem, chosen, provenance, sample_ids=run.samples["id"].tolist())
+        with self.catalogue.transaction() as connection:
+            connection.execute(
+                "INSERT INTO exclusion (run_id, created, who, why, rule, file, entries) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (run.id, stamp.timestamp(), who, why, digest_of(rule), files[0].name, len(chosen)),
+            )
+        return files
+
+    # ---- folders that may be read -------------------------------------------------------------------------------------------
+
+    def resolve(self, folder_id: str) -> Path:
+        """The directory that `<root id>/<relative path>` names.
+
+        Raises:
+            OutsideRootsError: it leads out of the allowed folders, also by a link.
+            NotFoundError: it is not a directory.
+        """
+        root_id, _, relative = folder_id.partition("/")
+        root = self.roots.get(root_id)
+        if root is None or "\0" in relative:
+            raise OutsideRootsError(
+                f"'{folder_id[:80]}' is outside the folders that this server may read ({', '.join(self.roots)}); choose one of "
+                f"these, or start the server with TRACIN_ROOTS naming yours."
+            )
+        path = Path(os.path.realpath(root / relative))
+        if os.path.commonpath([path, root]) != str(root):
+            raise OutsideRootsError(
+                f"'{folder_id[:80]}' leads outside '{root_id}'; choose a folder inside it, or start the server with TRACIN_ROOTS "
+                f"naming yours."
+            )
+        if not path.is_dir():
+            raise NotFoundError(f"'{folder_id[:80]}' is not a folder on this server; choose one from the list.")
+        return path
+
+    def folder_id(self, path: Path) -> str:
+        """The inverse of `resolve`.
+
+        Raises:
+            OutsideRootsError: the path lies in none of the allowed folders.
+        """
+        real = Path(os.path.realpath(path))
+        for root_id, root in self.roots.items():
+            if os.path.commonpath([real, root]) == str(root):
+                relative = real.relative_to(root).as_posix()
+                return root_id if relative == "." else f"{root_id}/{relative}"
+        raise OutsideRootsError(
+            f"'{path}' is outside the folders that this server may read ({', '.join(self.roots)}); choose one of these, or start "
+            f"the server with TRACIN_ROOTS naming yours."
+        )
+
+    def checkpoint_folders(self) -> list[str]:
+        """Ids of the folders under the allowed roots that hold checkpoint files."""
+        return self._search(lambda folder, names: any(name.endswith((".pt", ".pth", ".safetensors")) for name in names))
+
+    def recording_folders(self) -> list[str]:
+        """Ids of the folders under the allowed roots that hold recordings in the lab's layout."""
+        return self._search(
+            lambda folder, names: any(child.is_dir() and child.name.startswith("deg") for child in folder.iterdir())
+        )
+
+    def _search(self, matches: Callable[[Path, list[str]], bool]) -> list[str]:
+        own = {self.root / name for name in ("checkpoints", "kernels", "runs", "jobs", "exports", "datasets", "plugins")}
+        found: list[str] = []
+        for root in self.roots.values():
+            for path, folders, files in os.walk(root):
+                here = Path(path)
+                depth = len(here.relative_to(root).parts)
+                inner = sorted(name for name in folders if not name.startswith(".") and here / name not in own)
+                folders[:] = inner if depth < SEARCH_DEPTH else []
+                if matches(here, files):
+                    found.append(self.folder_id(here))
+                if len(found) >= SEARCH_LIMIT:
+                    return found
+        return found
+
+
+def configured_roots() -> list[Path]:
+    """The directories named in TRACIN_ROOTS, which whoever starts the server sets."""
+    return [Path(name) for name in os.environ.get("TRACIN_ROOTS", "").split(os.pathsep) if name.strip()]
+
+
+def named_roots(paths: list[Path]) -> dict[str, Path]:
+    """A short, unique id for each directory; the first is the workspace."""
+    roots: dict[str, Path] = {}
+    for number, path in enumerate(paths):
+        real = Path(os.path.realpath(path.expanduser()))
+        name = "workspace" if number == 0 else (real.name or "root")
+        if not real.is_dir():
+            raise WorkspaceError(f"TRACIN_ROOTS names '{path}', which is not a directory; correct it and start again.")
+        if name in roots:
+            name = f"{name}-{number}"
+        roots[name] = real
+    return roots

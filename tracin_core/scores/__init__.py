@@ -1,0 +1,1 @@
+"""Algebra on cached kernels and outputs: numpy, scipy and pandas only."""

@@ -1,0 +1,562 @@
+"""The one bridge between torch and the records: runs the workspace's jobs, one after the other, in a process of its own.
+
+    python -m tracin_core.worker WORKSPACE
+
+The process holds the workspace's worker lock, takes jobs from the catalogue in order, and ends after a while without work. Killed
+at any instant, the next worker takes the job up again; finished blocks, checkpoints and recordings are found on disk, not redone.
+"""
+
+import argparse
+import os
+import platform
+import signal
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import filelock
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import psutil
+
+from tracin_core.data.files import read_json, write_json
+from tracin_core.data.readers import PREPROCESSING, list_recordings, preview_png, preview_wav, read_inputs, sample_digest
+from tracin_core.data.samples import require_classes, split_samples
+from tracin_core.data.simulated import read_truth, simulate_recordings
+from tracin_core.errors import CheckpointError, DiskFullError, JobCancelledError, TracInError
+from tracin_core.recipe import EngineSection, ModelSection, Recipe, SplitSection, TaskSection
+from tracin_core.records.checkpoint_files import list_checkpoints
+from tracin_core.records.interchange import match_exclusions, read_exclusions
+from tracin_core.records.jobs import Job
+from tracin_core.records.runs import Chunk, Manifest, chunk_digest
+from tracin_core.records.store import BlockKey, digest_of
+from tracin_core.records.workspace import Workspace, open_workspace
+from tracin_core.scores.losses import PairLoss
+
+CHUNK_SAMPLES: Final = 512
+BEAT_SECONDS: Final = 0.25
+IDLE_SECONDS: Final = float(os.environ.get("TRACIN_WORKER_IDLE", "60"))
+LOCK_SECONDS: Final = 3.0
+RECORDED_LOSSES: Final = {
+    "standard": "margin",
+    "margin": "margin",
+    "ghm": "ghm",
+    "ghm_legacy": "ghm_legacy",
+    "logistic": "logistic",
+}
+
+Inputs = npt.NDArray[np.float32]
+
+
+class Interrupted(Exception):
+    """SIGTERM: the job goes back to the queue and this process ends."""
+
+
+class Progress:
+    """What a running job tells: its step, how far it is, when it may end. Also where it learns that it should stop."""
+
+    def __init__(self, workspace: Workspace, job: Job, owner: str, weights: dict[str, float]) -> None:
+        self.workspace, self.job, self.owner = workspace, job, owner
+        self._weights = weights
+        self._before = 0.0
+        self._step, self._done, self._total = "", 0, 1
+        self._started = time.monotonic()
+        self._started_at_fraction: float | None = None
+        self._last = 0.0
+        self.stopping = False
+
+    def step(self, name: str, total: int) -> None:
+        """The named step begins; it has so many parts."""
+        self._before += self._weights.get(self._step, 0.0)
+        self._step, self._done, self._total = name, 0, max(total, 1)
+        self.say(f"{name}: {total}")
+        self._tell(stalls=0)
+
+    def advance(self, done: int, total: int | None = None) -> None:
+        """So many parts of the step are done.
+
+        Raises:
+            JobCancelledError: somebody cancelled the job.
+            Interrupted: this process was asked to end.
+        """
+        self._done, self._total = done, total or self._total
+        if time.monotonic() - self._last >= BEAT_SECONDS or self.stopping:
+            self._tell()
+
+    def say(self, line: str) -> None:
+        """The line is in the job's log."""
+        path = self.workspace.queue.log_path(self.job.id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
+
+    def set_run(self, run_id: str) -> None:
+        """The job is known to make this run."""
+        self._tell(run_id=run_id)
+
+    def _tell(self, **more: object) -> None:
+        if self.stopping:
+            raise Interrupted
+        self._last = time.monotonic()
+        fraction = (self._before + self._weights.get(self._step, 0.0) * self._done / self._total) / sum(self._weights.values())
+        going = self.workspace.queue.beat(
+            self.job.id,
+            self.owner,
+            step=self._step,
+            done=self._done,
+            total=self._total,
+            fraction=min(fraction, 1.0),
+            eta_seconds=self._remaining(fraction),
+            **more,
+        )
+        if not going:
+            raise JobCancelledError(f"'{self.job.title}' was cancelled during '{self._step}'; finished blocks are kept.")
+
+    def _remaining(self, fraction: float) -> float | None:
+        """Seconds left at the pace so far; None in the first three seconds, when it would be a guess."""
+        elapsed = time.monotonic() - self._started
+        if elapsed < 3 or fraction <= 0.02:
+            return None
+        return elapsed * (1 - fraction) / fraction
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs until there has been no work for a while; 0 also when another worker is at work already."""
+    parser = argparse.ArgumentParser(prog="python -m tracin_core.worker", description="Runs the background jobs of a workspace.")
+    parser.add_argument("workspace", type=Path)
+    parser.add_argument("--idle", type=float, default=IDLE_SECONDS, help="seconds without work before the process ends")
+    chosen = parser.parse_args(arguments)
+    workspace = open_workspace(chosen.workspace)
+    lock = workspace.queue.worker_lock()
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except filelock.Timeout:
+        return 0
+    with lock:
+        serve(workspace, chosen.idle)
+    return 0
+
+
+def serve(workspace: Workspace, idle_seconds: float) -> None:
+    """Jobs are done one after the other until there has been none for so long, or SIGTERM arrives."""
+    owner = f"{psutil.boot_time():.0f}:{os.getpid()}:{psutil.Process().create_time():.2f}:{uuid.uuid4().hex[:6]}"
+    current: list[Progress] = []
+    stopped: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        stopped.append(number)
+        for progress in current:
+            progress.stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    workspace.queue.recover()
+    last_work = time.monotonic()
+    while not stopped and time.monotonic() - last_work < idle_seconds:
+        job = workspace.queue.claim(owner)
+        if job is None:
+            time.sleep(0.1)
+            continue
+        handler, weights = HANDLERS[job.kind]
+        progress = Progress(workspace, job, owner, weights)
+        current[:] = [progress]
+        run_job(progress, handler)
+        current.clear()
+        last_work = time.monotonic()
+
+
+def run_job(progress: Progress, handler: Callable[[Progress], dict[str, Any]]) -> None:
+    """The job has ended in the catalogue, well or not; no error leaves here."""
+    job, queue, owner = progress.job, progress.workspace.queue, progress.owner
+    try:
+        result = handler(progress)
+    except Interrupted:
+        progress.say("interrupted: queued again")
+        queue.finish(job.id, owner, "queued")
+    except JobCancelledError as failure:
+        progress.say(str(failure))
+        queue.finish(job.id, owner, "cancelled", error=str(failure))
+    except DiskFullError as failure:
+        progress.say(str(failure))
+        queue.finish(job.id, owner, "paused", error=str(failure))
+    except TracInError as failure:
+        progress.say(f"{type(failure).__name__}: {failure}")
+        queue.finish(job.id, owner, "failed", error=str(failure))
+    except Exception as failure:
+        incident = uuid.uuid4().hex[:8]
+        progress.say(f"incident {incident}\n{traceback.format_exc()}")
+        sentence = (
+            f"Something unforeseen happened ({type(failure).__name__}: {failure}); the job's log has the details under {incident}."
+        )
+        queue.finish(job.id, owner, "failed", error=sentence)
+    else:
+        progress.say("done")
+        queue.finish(job.id, owner, "done", result=result)
+
+
+# ---- analysis ---------------------------------------------------------------------------------------------------------------
+
+
+def analyse(progress: Progress) -> dict[str, Any]:
+    """The run of the job's recipe is finished."""
+    recipe = Recipe.from_dict(progress.job.request["recipe"])
+    run_id = progress.job.request["run_id"]
+    compute_run(progress, recipe, run_id)
+    return {"run_id": run_id}
+
+
+def compute_run(progress: Progress, recipe: Recipe, run_id: str) -> None:
+    """Samples read, checkpoints taken in, model checked, missing blocks computed, manifest written: in this order."""
+    from tracin_core.engine.health import check_model
+    from tracin_core.engine.kernel import layer_groups
+    from tracin_core.engine.models import build_model
+
+    workspace = progress.workspace
+    use_threads(recipe.engine)
+    samples, inputs, chunks = read_dataset(progress, recipe)
+    model = build_model(recipe.model)
+    checkpoints = take_in(
+        progress, recipe.checkpoints.folder, recipe.checkpoints.prefix, recipe.model, epochs=recipe.checkpoints.epochs
+    )
+    loss = recorded_loss(recipe.task, checkpoints)
+    layers = tuple(layer_groups(model))
+    groups = tuple(digest_of(group_definition(recipe, str(checkpoint["digest"]), layers)) for checkpoint in checkpoints)
+    manifest = Manifest(
+        id=run_id,
+        recipe=recipe.to_dict(),
+        created=time.time(),
+        layers=layers,
+        checkpoints=tuple(checkpoints),
+        groups=groups,
+        chunks={side: chunks[side] for side in ("train", "validation")},
+        loss=asdict(loss),
+        dataset=dataset_key(recipe),
+        truth=tuple(asdict(fault) for fault in read_truth(recipe.data.root)),
+        versions={"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy", "scipy")}},
+    )
+    by_id = {sample_id: inputs[row] for row, sample_id in enumerate(samples["id"])}
+    progress.step("health", 1)
+    load_checkpoint(model, workspace, checkpoints[-1])
+    probe = np.stack([by_id[sample_id] for sample_id in chunks["train"][0].ids[:8]])
+    health = tuple(asdict(check) for check in check_model(model, to_tensor(probe, recipe.engine)))
+    compute_blocks(progress, recipe, manifest, model, by_id)
+    Manifest(**{**manifest.__dict__, "health": health}).write(workspace.root / "runs" / run_id, samples)
+    workspace.register_run(run_id, recipe, state="done")
+
+
+def compute_blocks(progress: Progress, recipe: Recipe, manifest: Manifest, model: Any, by_id: dict[str, Inputs]) -> None:
+    """Every block of the run is on disk. Only missing ones are computed, and a checkpoint is loaded once, if at all."""
+    store = progress.workspace.store
+    per_checkpoint = [manifest.kernel_keys(group) for group in manifest.groups]
+    progress.step("kernels", sum(len(keys) for keys in per_checkpoint))
+    samples_of = {chunk.digest: chunk.ids for chunks in manifest.chunks.values() for chunk in chunks}
+    done = computed = 0
+    for checkpoint, keys in zip(manifest.checkpoints, per_checkpoint, strict=True):
+        missing = store.missing(keys)
+        done += len(keys) - len(missing)
+        progress.advance(done)
+        if missing:
+            definition = group_definition(recipe, str(checkpoint["digest"]), manifest.layers)
+            store.describe_group(digest_of(definition), definition)
+            load_checkpoint(model, progress.workspace, checkpoint)
+        for key in missing:
+            compute_block(progress.workspace, key, model, samples_of, by_id, recipe.engine)
+            done += 1
+            computed += 1
+            progress.advance(done)
+    progress.say(f"blocks computed: {computed}, found: {done - computed}")
+
+
+def compute_block(
+    workspace: Workspace,
+    key: BlockKey,
+    model: Any,
+    samples_of: dict[str, tuple[str, ...]],
+    by_id: dict[str, Inputs],
+    engine: EngineSection,
+) -> None:
+    """One block is computed, on disk, and in the catalogue: in this order."""
+    from tracin_core.engine.kernel import model_outputs, tangent_kernel_by_layer
+
+    def tensor(digest: str) -> Any:
+        return to_tensor(np.stack([by_id[sample_id] for sample_id in samples_of[digest]]), engine)
+
+    started = time.monotonic()
+    left = tensor(key.left)
+    if key.right is None:
+        values = model_outputs(model, left, batch_size=engine.batch_size).reshape(len(left))
+    else:
+        right = None if key.right == key.left else tensor(key.right)
+        values = tangent_kernel_by_layer(model, left, right, batch_size=engine.batch_size)
+    crc = workspace.store.write(key, values.detach().cpu().numpy())
+    with workspace.catalogue.transaction() as connection:
+        connection.execute(
+            "INSERT INTO block (name, shape, crc, seconds, created) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (name) DO UPDATE SET crc = excluded.crc, seconds = excluded.seconds, created = excluded.created",
+            (key.name, str(list(key.shape)), crc, time.monotonic() - started, time.time()),
+        )
+
+
+def group_definition(recipe: Recipe, weights: str, layers: tuple[str, ...]) -> dict[str, Any]:
+    """Everything that the bytes of one checkpoint's blocks depend on, beside the samples."""
+    from tracin_core.engine import ENGINE_VERSION
+
+    return {
+        "weights": weights,
+        "model": recipe.model.model_dump(mode="json"),
+        "preprocessing": PREPROCESSING,
+        "layers": list(layers),
+        "cotangent": None,
+        "precondition": None,
+        "dtype": "float32",
+        "batch_size": recipe.engine.batch_size,
+        "threads": recipe.engine.threads,
+        "device": recipe.engine.device,
+        "engine": ENGINE_VERSION,
+        "torch": version("torch"),
+    }
+
+
+def recorded_loss(task: TaskSection, checkpoints: list[dict[str, Any]]) -> PairLoss:
+    """The loss of the recipe where it says one, else the loss that the last checkpoint records.
+
+    Raises:
+        CheckpointError: neither says it; it is asked for, never guessed.
+    """
+    arguments = checkpoints[-1].get("arguments") or {}
+    name: Any = task.loss or RECORDED_LOSSES.get(str(arguments.get("loss_type", "")))
+    margin = task.margin if task.margin is not None else arguments.get("margin")
+    if name is None or margin is None:
+        raise CheckpointError(
+            f"'{checkpoints[-1]['source']}' records no {'loss' if name is None else 'margin'} (its args hold "
+            f"{', '.join(list(arguments)[:4]) or 'nothing'}); give the loss and the margin that the model was trained with."
+        )
+    given = {"ghm_bins": task.ghm_bins, "ghm_alpha": task.ghm_alpha, "ghm_batch": task.ghm_batch}
+    recorded = {
+        "ghm_bins": arguments.get("ghm_bins"),
+        "ghm_alpha": arguments.get("ghm_alpha"),
+        "ghm_batch": arguments.get("batch_size"),
+    }
+    settings: dict[str, Any] = {key: value if value is not None else recorded[key] for key, value in given.items()}
+    return PairLoss(name=name, margin=float(margin), **{key: value for key, value in settings.items() if value is not None})
+
+
+# ---- samples ----------------------------------------------------------------------------------------------------------------
+
+
+def dataset_key(recipe: Recipe) -> str:
+    return digest_of([str(recipe.data.root.resolve()), recipe.data.material, recipe.data.frequency])[:12]
+
+
+def read_dataset(progress: Progress, recipe: Recipe) -> tuple[pd.DataFrame, Inputs, dict[str, tuple[Chunk, ...]]]:
+    """The samples with split and digest, their inputs, and the sealed chunks of each side; previews are on disk."""
+    folder = progress.workspace.root / "datasets" / dataset_key(recipe)
+    samples = list_recordings(recipe.data.root, recipe.data.material, recipe.data.frequency)
+    samples = stored_split(samples, recipe.split, folder, progress)
+    for side in ("train", "validation"):
+        require_classes(samples[samples["split"] == side])
+    progress.step("samples", len(samples))
+    inputs = read_inputs(recipe.data.root, samples, progress=progress.advance)
+    samples["digest"] = [sample_digest(array) for array in inputs]
+    progress.step("previews", len(samples))
+    for row, (digest, path) in enumerate(zip(samples["digest"], samples["path"], strict=True)):
+        stem = folder / "previews" / digest
+        if not stem.with_suffix(".wav").exists():
+            preview_png(inputs[row], stem.with_suffix(".png"))
+            preview_wav(recipe.data.root / path, stem.with_suffix(".wav"))
+        progress.advance(row + 1)
+    return samples, inputs, sealed_chunks(samples, folder / f"chunks-{split_key(recipe.split)}.json")
+
+
+def split_key(section: SplitSection) -> str:
+    return digest_of(section.model_dump(mode="json"))[:12]
+
+
+def stored_split(samples: pd.DataFrame, section: SplitSection, folder: Path, progress: Progress) -> pd.DataFrame:
+    """The samples with their side, decided once and stored as ids; samples that came later follow their take, else train."""
+    path = folder / f"split-{split_key(section)}.json"
+    if not path.exists():
+        divided = split_samples(samples, section)
+        write_json(path, dict(zip(divided["id"], divided["split"], strict=True)))
+        return divided
+    stored: dict[str, str] = read_json(path)
+    new = samples[~samples["id"].isin(list(stored))]
+    if len(new):
+        by_take = {int(row["sequence"]): stored[str(row["id"])] for _, row in samples[samples["id"].isin(list(stored))].iterrows()}
+        stored |= {str(row["id"]): by_take.get(int(row["sequence"]), "train") for _, row in new.iterrows()}
+        write_json(path, stored)
+        progress.say(
+            f"{len(new)} recordings came after the split was decided: each is on the side of its take, new takes are on train"
+        )
+    return samples.assign(split=[stored[sample_id] for sample_id in samples["id"]])
+
+
+def sealed_chunks(samples: pd.DataFrame, path: Path) -> dict[str, tuple[Chunk, ...]]:
+    """Each side's samples in chunks that never change their membership; samples that came later form new ones."""
+    sealed: dict[str, list[list[str]]] = read_json(path) if path.exists() else {}
+    digests = dict(zip(samples["id"], samples["digest"], strict=True))
+    for side in ("train", "validation", "test"):
+        here = samples.loc[samples["split"] == side, "id"].tolist()
+        known = {sample_id for ids in sealed.get(side, []) for sample_id in ids}
+        new = [sample_id for sample_id in here if sample_id not in known]
+        sealed.setdefault(side, []).extend(new[at : at + CHUNK_SAMPLES] for at in range(0, len(new), CHUNK_SAMPLES))
+    write_json(path, sealed)
+    present = {side: [[i for i in ids if i in digests] for ids in chunks] for side, chunks in sealed.items()}
+    return {
+        side: tuple(Chunk(tuple(ids), chunk_digest([digests[i] for i in ids])) for ids in chunks if ids)
+        for side, chunks in present.items()
+    }
+
+
+# ---- checkpoints ------------------------------------------------------------------------------------------------------------
+
+
+def take_in(
+    progress: Progress, folder: Path, prefix: str, section: ModelSection, *, epochs: tuple[int, ...] | None = None
+) -> list[dict[str, Any]]:
+    """The folder's checkpoints by epoch, each kept as canonical weights.
+
+    Raises:
+        CheckpointError: the first file that was refused, in its own words.
+    """
+    outcomes = inspect_files(progress, list_checkpoints(folder, prefix), section)
+    for outcome in outcomes:
+        if isinstance(outcome, CheckpointError):
+            raise outcome
+    checkpoints = [outcome for outcome in outcomes if isinstance(outcome, dict)]
+    if epochs is not None:
+        absent = sorted(set(epochs) - {checkpoint["epoch"] for checkpoint in checkpoints})
+        if absent:
+            raise CheckpointError(f"'{folder.name}' has no checkpoint of epoch {absent[0]}; correct the recipe's epochs.")
+        checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint["epoch"] in epochs]
+    return checkpoints
+
+
+def inspect_files(progress: Progress, paths: list[Path], section: ModelSection) -> list[dict[str, Any] | CheckpointError]:
+    """Each file taken in, or refused with its sentence."""
+    from tracin_core.engine.checkpoints import intake_folder
+    from tracin_core.engine.models import build_model
+
+    progress.step("checkpoints", len(paths))
+    store = progress.workspace.root / "checkpoints"
+    outcomes = intake_folder(paths, store, build_model(section), on_each=progress.advance)
+    return [outcome if isinstance(outcome, CheckpointError) else outcome.to_dict() for outcome in outcomes]
+
+
+def load_checkpoint(model: Any, workspace: Workspace, checkpoint: dict[str, Any]) -> None:
+    from tracin_core.engine.checkpoints import load_weights
+
+    load_weights(model, workspace.root / "checkpoints", str(checkpoint["digest"]))
+
+
+def inspect(progress: Progress) -> dict[str, Any]:
+    """One entry per file of the folder: what it is, or why it was refused."""
+    request = progress.job.request
+    paths = list_checkpoints(Path(request["folder"]), request["prefix"])
+    outcomes = inspect_files(progress, paths, ModelSection(layout=request["layout"]))
+    files = [
+        {"file": path.name, "accepted": False, "reason": str(outcome)}
+        if isinstance(outcome, CheckpointError)
+        else {"file": path.name, "accepted": True, **outcome}
+        for path, outcome in zip(paths, outcomes, strict=True)
+    ]
+    return {"files": files}
+
+
+# ---- demo and training ------------------------------------------------------------------------------------------------------
+
+
+def demo(progress: Progress) -> dict[str, Any]:
+    """Simulated recordings with planted faults, a ranker trained on them, and its analysis."""
+    material, frequency = progress.job.request["material"], progress.job.request["frequency"]
+    name = f"SIMULATED_{material}_{frequency}"
+    root = progress.workspace.root / "recordings" / name
+    progress.step("recordings", 1)
+    if not (root / "truth.json").exists():
+        simulate_recordings(root, material=material, frequency=frequency, progress=progress.advance)
+    folder = progress.workspace.root / "trainings" / name
+    if not (folder / "training.json").exists():
+        data = {"root": str(root), "material": material, "frequency": frequency}
+        train_once(progress, data, folder, {})
+    recipe = Recipe.from_dict(
+        {
+            "name": name.replace("_", " "),
+            "simulated": True,
+            "data": {"root": root, "material": material, "frequency": frequency},
+            "checkpoints": {"folder": folder},
+        }
+    )
+    run_id = progress.workspace.run_id(recipe)
+    progress.set_run(run_id)
+    if not progress.workspace.is_done(run_id):
+        progress.workspace.register_run(run_id, recipe)
+        compute_run(progress, recipe, run_id)
+    return {"run_id": run_id, "training": read_json(folder / "training.json")}
+
+
+def train(progress: Progress) -> dict[str, Any]:
+    """A ranker is trained; its checkpoints are in the requested folder."""
+    request = progress.job.request
+    folder = Path(request["folder"])
+    train_once(progress, request["data"], folder, request["settings"], exclusions_file=request.get("exclusions_file"))
+    return {"folder": str(folder), **read_json(folder / "training.json")}
+
+
+def train_once(
+    progress: Progress, data: dict[str, Any], folder: Path, settings: dict[str, Any], *, exclusions_file: str | None = None
+) -> None:
+    """Checkpoints and `training.json` are in the folder; the split is the stored one, whatever is excluded."""
+    from tracin_core.engine.training import train_ranker
+
+    recipe = Recipe.from_dict({"data": data, "checkpoints": {"folder": folder}})
+    use_threads(recipe.engine)
+    samples, inputs, _ = read_dataset(progress, recipe)
+    excluded = None
+    if exclusions_file is not None:
+        excluded = match_exclusions(read_exclusions(Path(exclusions_file)), samples["id"].tolist())
+        progress.say(f"exclusions: {len(excluded.samples)} samples and {len(excluded.pairs)} pairs matched")
+        for line in excluded.unmatched:
+            progress.say(f"exclusions: '{line}' is not in this data set")
+    progress.step("training", 1)
+    train_ranker(
+        inputs,
+        samples,
+        folder,
+        **settings,
+        exclude_samples=excluded.samples if excluded else frozenset(),
+        exclude_pairs=excluded.pairs if excluded else frozenset(),
+        exclusions_file=exclusions_file,
+        unmatched_exclusions=excluded.unmatched if excluded else (),
+        progress=progress.advance,
+    )
+
+
+def use_threads(engine: EngineSection) -> None:
+    import torch
+
+    torch.set_num_threads(engine.threads)
+
+
+def to_tensor(array: Inputs, engine: EngineSection) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(array)).to(engine.device)
+
+
+HANDLERS: Final[dict[str, tuple[Callable[[Progress], dict[str, Any]], dict[str, float]]]] = {
+    "analysis": (analyse, {"samples": 1, "previews": 1, "checkpoints": 2, "health": 1, "kernels": 8}),
+    "inspection": (inspect, {"checkpoints": 1}),
+    "training": (train, {"samples": 1, "previews": 1, "training": 20}),
+    "demo": (demo, {"recordings": 2, "samples": 1, "previews": 1, "training": 20, "checkpoints": 2, "health": 1, "kernels": 4}),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
