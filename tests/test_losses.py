@@ -151,6 +151,42 @@ def test_expected_weights_are_the_mean_over_every_batch(
         np.testing.assert_allclose(ghm_weights(loss, table, *rows, guest=guest), expected, rtol=1e-9)
 
 
+def batch_weights(first: torch.Tensor, second: torch.Tensor, target: torch.Tensor, loss: PairLoss) -> np.ndarray:
+    """The weights of one batch as legacy training code finds them: the bins' edges, then counts, then a lookup."""
+    density = torch.sigmoid(loss.margin - (2 * target - 1) * (first - second))
+    edges = [(place / loss.ghm_bins, (place + 1) / loss.ghm_bins) for place in range(loss.ghm_bins)]
+    counts = torch.tensor([((density >= low) & (density < high)).sum() for low, high in edges]).clamp(min=1)
+    read = (density * loss.ghm_bins).long().clamp(max=loss.ghm_bins - 1)
+    return counts[read].numpy().astype(float) ** -loss.ghm_alpha
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(1, 8),
+    batch=st.integers(1, 8),
+    spread=st.sampled_from([0.3, 4.0, 12.0]),  # the widest has many densities that round to 1
+    bins=st.sampled_from([1, 4, 10]),
+    margin=st.sampled_from([0.0, 1.0, 10.0]),
+)
+def test_legacy_is_the_mean_of_legacy_code_over_every_batch(
+    seed: int, count: int, batch: int, spread: float, bins: int, margin: float
+) -> None:
+    """The whole path from float32 scores, sharing no line with the table: torch's weights in every batch that a pair is in."""
+    generator = np.random.default_rng(seed)
+    first, second = (generator.normal(scale=spread, size=count).astype(np.float32) for _ in range(2))
+    target = generator.choice([-1, 1], size=count)
+    loss = PairLoss(name="ghm_legacy", margin=margin, ghm_bins=bins, ghm_batch=min(batch, count))
+    met: list[list[float]] = [[] for _ in range(count)]
+    for chosen in combinations(range(count), loss.ghm_batch):
+        rows = list(chosen)
+        ends = (torch.tensor(column[rows]) for column in (first, second, target))
+        for row, weight in zip(rows, batch_weights(*ends, loss), strict=True):
+            met[row].append(weight)
+    weights = ghm_weights(loss, ghm_table(loss, first, second, target), first, second, target)
+    np.testing.assert_allclose(weights, [np.mean(values) for values in met], rtol=1e-9)
+
+
 def test_expected_weight_of_a_known_case() -> None:
     """28 of 441 pairs, batches of 32, alpha .75: .524 exactly, .588 by the plug-in; drawn batches agree with the former."""
     first, second, target = np.zeros(441, np.float32), np.zeros(441, np.float32), np.ones(441, int)
@@ -168,6 +204,26 @@ def test_a_guest_of_an_empty_bin_weighs_one() -> None:
     loss = PairLoss(name="ghm", margin=0.0)
     table = GhmTable(np.array([5, 0, 0, 0, 0, 0, 0, 0, 0, 0]), 5)
     assert ghm_weights(loss, table, np.float32([0]), np.float32([0]), np.array([1]), guest=True).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("name", ["ghm", "ghm_legacy"])
+def test_a_guest_of_an_empty_population_weighs_one(name: LossName) -> None:
+    """Not 0, which would call every test pair dead."""
+    table = GhmTable(np.zeros(10, int), 0)
+    for score in (0, 30):  # 30: a density of 1
+        first, second, target = np.float32([0]), np.float32([score]), np.array([1])
+        assert ghm_weights(PairLoss(name=name), table, first, second, target, guest=True).tolist() == [1.0]
+
+
+def test_whole_scores_keep_the_margin_whole() -> None:
+    """Scores in integers are the same scores in floats: a margin of 2.5 is not cut to 2."""
+    first, second, target = np.array([0, 3]), np.array([0, 1]), np.array([1, 1])
+    for name in LOSSES:
+        loss = PairLoss(name=name, margin=2.5)
+        for function in (pair_loss, pair_derivative, ghm_bins):
+            np.testing.assert_array_equal(
+                function(loss, first, second, target), function(loss, first.astype(float), second.astype(float), target)
+            )
 
 
 @settings(deadline=None)

@@ -63,8 +63,14 @@ class PairLoss:
 
 def slack(loss: PairLoss, first: Values, second: Values, target: Values) -> Values:
     """z = m - t (s_i - s_j), evaluated in the scores' own dtype as torch does, because rounding decides which side of the kink it is."""
-    kind = np.result_type(first)
+    kind = _kind(first, second)
     return np.asarray(-target.astype(kind) * (first - second) + kind.type(loss.margin))
+
+
+def _kind(first: Values, second: Values) -> np.dtype[Any]:
+    """The dtype of the arithmetic: that of the scores, float64 where they are whole numbers, which would cut the margin down to one."""
+    kind = np.result_type(first, second)
+    return kind if kind.kind == "f" else np.dtype(np.float64)
 
 
 def pair_loss(loss: PairLoss, first: Values, second: Values, target: Values, weight: Values | float = 1.0) -> Values:
@@ -100,13 +106,13 @@ def ghm_bins(loss: PairLoss, first: Values, second: Values, target: Values) -> n
     """Each pair's bin, floor(g B) clipped to B - 1, g = sigmoid(m - t (s_i - s_j)); -1 where `ghm_legacy` counts no bin.
 
     `ghm_legacy` uses 2t - 1 where t is meant (a factor -3 for t = -1) and leaves a g that rounds to 1 uncounted; its weight is still
-    read at the last bin. Both in float32, as the code that trained such checkpoints does.
+    read at the last bin. Both in the scores' own dtype: the code that trained such checkpoints has float32 scores.
     """
     return np.asarray(np.where(_uncounted(loss, first, second, target), -1, _places(loss, first, second, target)))
 
 
 def _density(loss: PairLoss, first: Values, second: Values, target: Values) -> Values:
-    kind = np.result_type(first)
+    kind = _kind(first, second)
     sign = (2 * target - 1 if loss.name == "ghm_legacy" else target).astype(kind)
     return np.asarray(special.expit(kind.type(loss.margin) - sign * (first - second)))
 
@@ -158,7 +164,7 @@ def _expected_weight(loss: PairLoss, table: GhmTable, count: int, *, guest: bool
         return 1.0  # no pair of the population asks for this bin
     population = table.total - (0 if guest else 1)
     others = count - (1 if inside else 0)
-    drawn = min(batch - 1, population)
+    drawn = max(min(batch - 1, population), 0)  # a guest of an empty population is a batch of its own
     met = np.arange(0, drawn + 1)
     chance = stats.hypergeom.pmf(met, population, others, drawn) if population > 0 else np.array([1.0])
     number = np.maximum(met + 1 if itself else met, 1).astype(float)
