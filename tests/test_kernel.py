@@ -25,10 +25,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tracin_core.engine import memory
 from tracin_core.engine.gradients import Gradients
 from tracin_core.engine.kernel import (
     coverage,
     layer_groups,
+    memory_estimate,
     model_outputs,
     tangent_kernel,
     tangent_kernel_by_layer,
@@ -134,9 +136,11 @@ def test_single_precision_is_single_precision(name: str) -> None:
     torch.testing.assert_close((rounded / exact.max()).double(), exact / exact.max(), **FLOAT32)
 
 
+@pytest.mark.parametrize("unit_bytes", [0, 40_000])
 @pytest.mark.parametrize(("n", "m"), [(23, 9), (9, 23)])
-def test_memory_budget_never_changes_a_bit(n: int, m: int) -> None:
-    """However many batches are kept at once, each block of products is the same computation."""
+def test_memory_budget_never_changes_a_bit(n: int, m: int, unit_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many units are kept at once, each block of products is the same computation."""
+    monkeypatch.setattr(memory, "UNIT_BYTES", unit_bytes)
     model, left, right = model_of(CONV_NET), samples_of(CONV_NET, n), samples_of(CONV_NET, m, seed=3)
     model, left, right = model.float(), left.float(), right.float()
     whole = tangent_kernel_by_layer(model, left, right, batch_size=4)
@@ -148,24 +152,39 @@ def test_memory_budget_never_changes_a_bit(n: int, m: int) -> None:
     assert torch.equal(tangent_norms(model, left, batch_size=4, memory_budget=0), norms)
 
 
+def test_units_do_not_matter_beyond_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many batches meet in one product is settled by sizes alone; any number gives the same products."""
+    case = MODELS["positions"]
+    model, left, right = model_of(case), samples_of(case, 11), samples_of(case, 6, seed=3)
+    whole = tangent_kernel_by_layer(model, left, right, batch_size=2), tangent_kernel_by_layer(model, left, batch_size=2)
+    monkeypatch.setattr(memory, "UNIT_BYTES", 0)
+    apart = tangent_kernel_by_layer(model, left, right, batch_size=2), tangent_kernel_by_layer(model, left, batch_size=2)
+    for one, other in zip(whole, apart, strict=True):
+        torch.testing.assert_close(one, other, **FLOAT64)
+
+
 def test_each_gradient_is_taken_once_when_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """n + m samples, not n x m, are differentiated; with a small budget the shorter side is kept."""
+    """n + m samples, not n x m, are differentiated; with a small budget the shorter side is kept. The estimate says as much."""
     taken: list[int] = []
-    hold = Gradients.hold
+    take = Gradients._by_rules
 
     def counting(gradients: Gradients, side, rows: slice):
         taken.append(rows.stop - rows.start)
-        return hold(gradients, side, rows)
+        return take(gradients, side, rows)
 
-    monkeypatch.setattr(Gradients, "hold", counting)
+    monkeypatch.setattr(Gradients, "_by_rules", counting)
+    monkeypatch.setattr(memory, "UNIT_BYTES", 0)
     model, left, right = model_of(CONV_NET), samples_of(CONV_NET, 20), samples_of(CONV_NET, 8)
-    for budget, expected in ((None, 28), (0, 8 + 20 + 16)):
+    for budget, expected in ((None, 28), (0, 8 + 20 + 20)):
+        settings_ = {"batch_size": 4, "memory_budget": budget}
         taken.clear()
-        tangent_kernel(model, left, right, batch_size=4, memory_budget=budget)
-        assert sum(taken) == expected
+        tangent_kernel(model, left, right, **settings_)
+        assert expected - 4 <= sum(taken) <= expected  # the first batch, which sizes are read from, may serve the first unit
+        assert memory_estimate(model, left, right, **settings_).differentiated == expected
     taken.clear()
     tangent_kernel(model, left, batch_size=4)
     assert sum(taken) == 20
+    assert memory_estimate(model, left, batch_size=4).differentiated == 20
 
 
 @settings(max_examples=25, deadline=None)

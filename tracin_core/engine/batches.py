@@ -53,6 +53,11 @@ class Side:
         starts = range(0, self.count, self.batch_size)
         return [slice(start, min(start + self.batch_size, self.count)) for start in starts]
 
+    def units(self, size: int) -> list[list[slice]]:
+        """Consecutive batches, `size` of them together."""
+        batches = self.batches
+        return [batches[start : start + size] for start in range(0, len(batches), size)]
+
     def take(self, rows: slice, device: torch.device) -> Samples:
         def moved(tensor: Tensor) -> Tensor:
             return tensor[rows].detach().to(device, copy=True)  # a model may overwrite its input

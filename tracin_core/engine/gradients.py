@@ -8,10 +8,10 @@ parameter must be a call that was seen, with the samples on its first axis. Ever
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,34 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 
 from tracin_core.engine.batches import Samples, Side, borrowed, checked_outputs, device_of, forward, tensors_of
-from tracin_core.engine.layers import Factor, Formed, Path, cheaper_path, formed_products, rule_for, total
-from tracin_core.errors import ModelError, NonFiniteError, UnknownParameterError
+from tracin_core.engine.layers import (
+    Factor,
+    Formed,
+    Path,
+    cheaper_path,
+    formed_inner,
+    formed_products,
+    joined,
+    line_up,
+    rule_for,
+    total,
+)
+from tracin_core.engine.memory import is_out_of_memory
+from tracin_core.engine.preconditioning import Precondition, Preconditioner
+from tracin_core.errors import ModelError, NonFiniteError
 
-Held = Tensor | Factor
 Result = TypeVar("Result")
+
+
+class Part(NamedTuple):
+    """A factor of some of a unit's samples, on the Gram path."""
+
+    rows: slice
+    factor: Factor
+
+
+Held = Tensor | list[Part]  # formed gradients `[n, entries]`, or factors
+Room = dict[str, Tensor]  # memory for formed gradients, by parameter
 
 
 @dataclass(frozen=True)
@@ -51,22 +74,22 @@ class Gradients:
     Attributes:
         model: borrowed by the caller while gradients are taken.
         names: the parameters.
-        precondition: factors by parameter name.
+        precondition: see `tangent_kernel`.
         plan: samples left and right, and products of them, by which `paths` are chosen.
         vmap_works: False once `torch.func` has refused the model.
         owners: (module, own name) of each parameter that a rule serves; the others go through autograd.
         paths: the path of each parameter, chosen at its first batch.
-        scales: `precondition` in the order of formed gradients.
+        ready: a batch whose gradients were already taken.
     """
 
     model: nn.Module
     names: tuple[str, ...]
-    precondition: Mapping[str, Tensor] | None = None
+    precondition: Precondition | None = None
     plan: tuple[int, int, int] = field(default=(1, 1, 1), init=False)
     vmap_works: bool = field(default=True, init=False)
     owners: dict[str, tuple[str, str]] = field(init=False)
     paths: dict[str, Path] = field(default_factory=dict, init=False)
-    scales: dict[str, Tensor] = field(default_factory=dict, init=False)
+    ready: tuple[Side, slice, dict[str, Factor]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
@@ -77,12 +100,7 @@ class Gradients:
             layer, _, own = name.rpartition(".")
             if rule_for(self.modules[layer]) is not None and homes[id(self.parameters[name])] == 1:
                 self.owners[name] = (layer, own)
-        for name, values in (self.precondition or {}).items():
-            if name not in self.parameters or values.shape != self.parameters[name].shape:
-                raise UnknownParameterError(
-                    f"The preconditioner '{name}' of shape {tuple(values.shape)} fits no parameter of the model; "
-                    f"name each factor after its parameter and give it the same shape."
-                )
+        self.preconditioner = Preconditioner(self.precondition, self.parameters, self.names) if self.precondition else None
 
     @property
     def functional(self) -> list[str]:
@@ -104,7 +122,7 @@ class Gradients:
 
             def first() -> None:
                 self.probe(side)
-                self.hold(side, side.batches[0])
+                self.factors(side, side.batches[0])
 
             self.repeated(first)
 
@@ -116,30 +134,74 @@ class Gradients:
             except Hidden as found:
                 self.owners = {name: owner for name, owner in self.owners.items() if name not in found.names}
                 self.paths.clear()
+                self.ready = None
 
-    def hold(self, side: Side, rows: slice) -> dict[str, Held]:
-        """What is kept of these samples: formed gradients `[b, entries]`, or factors on the Gram path, by parameter."""
-        factors: dict[str, Factor] = {}
+    def hold(self, side: Side, batches: Sequence[slice], room: Room | None = None) -> dict[str, Held]:
+        """What is kept of these consecutive batches, by parameter; formed gradients are written to `room`, if given."""
+        start, count = batches[0].start, batches[-1].stop - batches[0].start
+        room = {} if room is None else room
+        formed: dict[str, Tensor] = {}
+        parts: dict[str, list[Part]] = {}
+        for batch in batches:
+            here = slice(batch.start - start, batch.stop - start)
+            factors = self.factors(side, batch)
+            for name, factor in factors.items():
+                if self._path(name, factor) == "gram":
+                    parts.setdefault(name, []).append(Part(here, factor))
+                    continue
+                if name not in formed:
+                    formed[name] = space(room, name, count, factor.cost().entries, self.parameters[name])
+                    formed[name][: here.start] = 0
+                factor.form(formed[name][here])
+            for name in formed.keys() - factors.keys():
+                formed[name][here] = 0  # a branch that none of these samples took
+        return {**formed, **{name: merged(pieces) for name, pieces in parts.items()}}
+
+    def factors(self, side: Side, rows: slice) -> dict[str, Factor]:
+        """The gradients of one batch, not yet formed, in the preconditioner's coordinates."""
+        if self.ready is not None and self.ready[0] is side and self.ready[1] == rows:
+            factors, self.ready = self.ready[2], None
+            return factors
+        factors = {}
         if self.owners:
             factors |= self._by_rules(side, rows)
         if self.functional:
             factors |= self._by_autograd(side, rows)
-        return {name: self._held(name, factor) for name, factor in factors.items()}
+        return self.preconditioner.applied(factors) if self.preconditioner else factors
 
-    def _held(self, name: str, factor: Factor) -> Held:
+    def batch_bytes(self, side: Side, rows: slice) -> int:
+        """What these samples' passes keep until their gradients are taken: activations, and the factors made from them."""
+        activations: dict[int, int] = {}
+
+        def seen(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            activations[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+            factors = self.factors(side, rows)
+        weights = {parameter.untyped_storage().data_ptr() for parameter in self.parameters.values()}
+        kept = sum(size for place, size in activations.items() if place not in weights)
+        return kept + sum(t.numel() * t.element_size() for factor in factors.values() for t in factor.tensors())
+
+    def sample_bytes(self, side: Side, rows: slice) -> int:
+        """What is kept of one sample, from a first batch, whose gradients the next call of `factors` for it returns."""
+        factors = self.factors(side, rows)
+        self.ready = (side, rows, factors)
+        return sum(self._kept(name, factor) for name, factor in factors.items())
+
+    def _kept(self, name: str, factor: Factor) -> int:
+        tensors = factor.tensors()
+        if self._path(name, factor) == "gram":
+            return sum(tensor[:1].numel() * tensor.element_size() for tensor in tensors)
+        return factor.cost().entries * self.parameters[name].element_size()
+
+    def _path(self, name: str, factor: Factor) -> Path:
+        """The parameter's path, chosen from shapes at its first batch."""
         if name not in self.paths:
             left, right, pairs = self.plan
             self.paths[name] = cheaper_path(factor.cost(), left=left, right=right, pairs=pairs)
-            if self.precondition and name in self.precondition:
-                self.paths[name] = "materialise"
-                self.scales[name] = factor.aligned(self.precondition[name].to(self.parameters[name]))
-        return factor if self.paths[name] == "gram" else factor.gradient()
-
-    def products(self, name: str, left: Held, right: Held) -> Tensor:
-        """`[b, c]` inner products of one parameter's gradients."""
-        if isinstance(left, Tensor) and isinstance(right, Tensor):
-            return formed_products(left * self.scales[name] if name in self.scales else left, right)
-        return cast(Factor, left).products(cast(Factor, right))
+        return self.paths[name]
 
     def _by_rules(self, side: Side, rows: slice) -> dict[str, Factor]:
         """Factors from one forward and one backward pass, which skips the gradients of the parameters."""
@@ -205,9 +267,9 @@ class Gradients:
             try:
                 gradients = vectorised(self.model, {name: self.parameters[name] for name in names}, samples, cotangent)
                 return {name: Formed(gradient.detach()) for name, gradient in gradients.items()}
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 self.vmap_works = False  # torch.func does not know this model's operations; the exact way is slower
         gradients = one_by_one(self.model, {name: self.parameters[name] for name in names}, samples, cotangent)
         return {name: Formed(gradient) for name, gradient in gradients.items()}
@@ -309,7 +371,39 @@ def one_by_one(model: nn.Module, parameters: Mapping[str, Tensor], samples: Samp
     return {name: torch.stack(column) for name, column in zip(parameters, zip(*rows, strict=True), strict=True)}
 
 
-def nbytes(held: Mapping[str, Held]) -> int:
-    """Bytes that one batch's gradients keep in memory."""
-    tensors = [t for value in held.values() for t in ((value,) if isinstance(value, Tensor) else value.tensors())]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def space(room: Room, name: str, count: int, entries: int, like: Tensor) -> Tensor:
+    """`[count, entries]` of the room's memory: fresh memory costs more to get than a small gradient to compute."""
+    if name not in room or len(room[name]) < count:
+        room[name] = torch.empty(count, entries, dtype=like.dtype, device=like.device)
+    return room[name][:count]
+
+
+def merged(parts: Sequence[Part]) -> list[Part]:
+    """The same gradients in as few parts as can be: adjacent ones that line up are one."""
+    runs: list[list[Part]] = []
+    for part in parts:
+        last = runs[-1][-1] if runs else None
+        if last is not None and last.rows.stop == part.rows.start and line_up(last.factor, part.factor):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return [Part(slice(run[0].rows.start, run[-1].rows.stop), joined([part.factor for part in run])) for run in runs]
+
+
+def products(left: Held, right: Held, into: Tensor) -> Tensor:
+    """The `[n, m]` inner products of one parameter's gradients, added to `into`."""
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return into.add_(formed_products(left, right))
+    for here in cast(list[Part], left):
+        for there in cast(list[Part], right):
+            into[here.rows, there.rows] += here.factor.products(there.factor)
+    return into
+
+
+def norms(held: Held, into: Tensor) -> Tensor:
+    """The `[n]` squared norms of one parameter's gradients, added to `into`."""
+    if isinstance(held, Tensor):
+        return into.add_(formed_inner(held, held))
+    for part in held:
+        into[part.rows] += part.factor.inner(part.factor)
+    return into

@@ -5,16 +5,17 @@
 Every later score is algebra on it. `gradients` takes the gradients; here they meet, batch by batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from tracin_core.engine.batches import Samples, Side, borrowed, checked_outputs, device_of
-from tracin_core.engine.gradients import Gradients, Held, nbytes
-from tracin_core.engine.layers import formed_norms
+from tracin_core.engine.gradients import Gradients, Held, Room, norms, products
+from tracin_core.engine.memory import MemoryEstimate, Tiling, attempt, default_budget, enough_memory, plan_tiling, smaller_tile
+from tracin_core.engine.preconditioning import Precondition
 from tracin_core.errors import UnknownParameterError
 
 
@@ -26,7 +27,7 @@ def tangent_kernel(
     left_cotangent: Tensor | None = None,
     right_cotangent: Tensor | None = None,
     parameters: Sequence[str] | None = None,
-    precondition: Mapping[str, Tensor] | None = None,
+    precondition: Precondition | None = None,
     batch_size: int = 32,
     memory_budget: int | None = None,
 ) -> Tensor:
@@ -39,7 +40,8 @@ def tangent_kernel(
         left_cotangent: `[n, *outputs]`; None if the model gives one number per sample.
         right_cotangent: `[m, *outputs]`.
         parameters: names or prefixes of names; None for every trainable parameter. Frozen parameters are left out.
-        precondition: positive factors D of the shape of the parameters they are named after: g_i . (D g_j).
+        precondition: D in g_i . (D g_j): a diagonal by the name of its parameter and in its shape, or a KroneckerFactor by the path of
+            its layer; what has none is taken as it is.
         batch_size: samples per backward pass; it may change the last bits of the result.
         memory_budget: bytes of gradients kept at once; None for a quarter of the free memory. It never changes a bit.
 
@@ -60,7 +62,7 @@ def tangent_kernel_by_layer(
     left_cotangent: Tensor | None = None,
     right_cotangent: Tensor | None = None,
     parameters: Sequence[str] | None = None,
-    precondition: Mapping[str, Tensor] | None = None,
+    precondition: Precondition | None = None,
     batch_size: int = 32,
     memory_budget: int | None = None,
 ) -> Tensor:
@@ -86,6 +88,23 @@ def tangent_norms(
     """`[n]`: squared norms of the gradients, the diagonal of `tangent_kernel` without its other entries."""
     engine = Engine(model, (selected(model, parameters),), batch_size, memory_budget)
     return engine.norms(samples, cotangent)
+
+
+def memory_estimate(
+    model: nn.Module,
+    left: Samples,
+    right: Samples | None = None,
+    *,
+    left_cotangent: Tensor | None = None,
+    right_cotangent: Tensor | None = None,
+    parameters: Sequence[str] | None = None,
+    precondition: Precondition | None = None,
+    batch_size: int = 32,
+    memory_budget: int | None = None,
+) -> MemoryEstimate:
+    """What `tangent_kernel` with these arguments will take, from the sizes that two samples show."""
+    engine = Engine(model, (selected(model, parameters),), batch_size, memory_budget, precondition)
+    return engine.estimate(left, right, (left_cotangent, right_cotangent))
 
 
 def model_outputs(model: nn.Module, inputs: Samples, batch_size: int = 32) -> Tensor:
@@ -165,14 +184,14 @@ class Engine:
         groups: names of parameters, one tuple per layer of the result.
         batch_size: samples per backward pass.
         memory_budget: bytes of gradients kept at once.
-        precondition: factors by parameter name.
+        precondition: see `tangent_kernel`.
     """
 
     model: nn.Module
     groups: tuple[tuple[str, ...], ...]
     batch_size: int
     memory_budget: int | None
-    precondition: Mapping[str, Tensor] | None = None
+    precondition: Precondition | None = None
     gradients: Gradients = field(init=False)
 
     def __post_init__(self) -> None:
@@ -181,98 +200,134 @@ class Engine:
 
     def kernel(self, left: Samples, right: Samples | None, cotangents: tuple[Tensor | None, Tensor | None]) -> Tensor:
         """`[groups, n, m]` products."""
-        rows = Side("left", left, cotangents[0], self.batch_size)
-        mirrored = right is None and cotangents[1] is None
-        other = rows if mirrored else Side("right", left if right is None else right, cotangents[1], self.batch_size)
-        pairs = rows.count * other.count
-        self.gradients.plan = (rows.count, 0, pairs // 2 + 1) if mirrored else (rows.count, other.count, pairs)
-        with borrowed(self.model, self.names):
-            kernel = self.gradients.repeated(lambda: self._kernel(rows, None if mirrored else other))
+        rows, columns = self._sides(left, right, cotangents)
+        with borrowed(self.model, self.names), enough_memory(self.batch_size):
+            kernel = self.gradients.repeated(lambda: self._kernel(rows, columns))
             if not bool(torch.isfinite(kernel).all()):
-                self.gradients.blame(kernel, rows, other)
+                self.gradients.blame(kernel, rows, rows if columns is None else columns)
         return kernel
+
+    def estimate(self, left: Samples, right: Samples | None, cotangents: tuple[Tensor | None, Tensor | None]) -> MemoryEstimate:
+        """What `kernel` will take."""
+        rows, columns = self._sides(left, right, cotangents)
+        if not rows.count:
+            return MemoryEstimate(0, 0, 0, 0)
+        few = slice(0, min(2, rows.count))
+        with borrowed(self.model, self.names):
+
+            def measure() -> tuple[int, Tiling]:
+                self.gradients.probe(rows)
+                return self.gradients.batch_bytes(rows, few), self._tiling(rows, columns, few)
+
+            bytes_, plan = self.gradients.repeated(measure)
+        kernel = self._empty(rows.count, rows.count if columns is None else columns.count, device="meta").nbytes
+        return MemoryEstimate(kernel, plan.held_bytes, bytes_ * self.batch_size // few.stop, plan.differentiated)
+
+    def _sides(
+        self, left: Samples, right: Samples | None, cotangents: tuple[Tensor | None, Tensor | None]
+    ) -> tuple[Side, Side | None]:
+        """Rows and columns, the latter None for the rows themselves; the gradients know how many products are to come."""
+        rows = Side("left", left, cotangents[0], self.batch_size)
+        if right is None and cotangents[1] is None:
+            self.gradients.plan = (rows.count, 0, rows.count**2 // 2 + 1)
+            return rows, None
+        columns = Side("right", left if right is None else right, cotangents[1], self.batch_size)
+        self.gradients.plan = (rows.count, columns.count, rows.count * columns.count)
+        return rows, columns
 
     def norms(self, samples: Samples, cotangent: Tensor | None) -> Tensor:
         """`[n]` squared norms, all groups together."""
         side = Side("samples", samples, cotangent, self.batch_size)
         self.gradients.plan = (side.count, 0, side.count)
-        with borrowed(self.model, self.names):
+        with borrowed(self.model, self.names), enough_memory(self.batch_size):
             norms = self.gradients.repeated(lambda: self._norms(side))
             if not bool(torch.isfinite(norms).all()):
                 self.gradients.blame(norms[None, :, None], side, side)
         return norms
 
-    def _empty(self, *shape: int) -> Tensor:
+    def _empty(self, *shape: int, device: str | None = None) -> Tensor:
         first = self.gradients.parameters[self.names[0]]
-        return torch.zeros(len(self.groups), *shape, dtype=first.dtype, device=first.device)
+        return torch.zeros(len(self.groups), *shape, dtype=first.dtype, device=device or first.device)
 
     def _kernel(self, rows: Side, columns: Side | None) -> Tensor:
-        """Blocks of batch x batch. Which of them are in memory together depends on the budget; their sums do not."""
+        """Blocks of unit x unit. Which of them are in memory together depends on the budget; their sums do not."""
         kernel = self._empty(rows.count, rows.count if columns is None else columns.count)
         if kernel.numel() == 0:
             return kernel
         for side in [rows] if columns is None else [rows, columns]:
             self.gradients.probe(side)
-        first = self.gradients.hold(rows, rows.batches[0])
-        tile = max(1, int(self._budget() // max(1, nbytes(first))))
+        plan = self._tiling(rows, columns, rows.batches[0])
         if columns is None:
-            self._fill_mirrored(kernel, rows, first, tile)
+            self._fill(kernel, rows, rows, plan)
+            upper = torch.triu(kernel)
+            kernel.copy_(upper + torch.triu(kernel, 1).transpose(1, 2))
+        elif plan.keep_rows:
+            self._fill(kernel, rows, columns, plan)
         else:
-            self._fill(kernel, rows, columns, first, tile)
+            self._fill(kernel, columns, rows, plan)
         return kernel
 
-    def _fill(self, kernel: Tensor, rows: Side, columns: Side, first: dict[str, Held], tile: int) -> None:
-        """Keeps a tile of the side that makes for fewer gradients, and streams the other one past it."""
-        n, m = rows.count, columns.count
-        keep_rows = n + -(-len(rows.batches) // tile) * m <= m + -(-len(columns.batches) // tile) * n
-        kept, streamed = (rows, columns) if keep_rows else (columns, rows)
-        for start in range(0, len(kept.batches), tile):
-            batches = kept.batches[start : start + tile]
-            held = [self._or(first, rows, kept, batch) for batch in batches]
-            for there in streamed.batches:
-                passing = self._or(first, rows, streamed, there)
-                for here, ours in zip(batches, held, strict=True):
-                    if keep_rows:
-                        self._block(kernel[:, here, there], ours, passing)
-                    else:
-                        self._block(kernel[:, there, here], passing, ours)
+    def _tiling(self, rows: Side, columns: Side | None, first: slice) -> Tiling:
+        budget = default_budget(device_of(self.model)) if self.memory_budget is None else self.memory_budget
+        sample_bytes = self.gradients.sample_bytes(rows, first)
+        others = None if columns is None else columns.count
+        return plan_tiling(rows.count, others, batch_size=self.batch_size, sample_bytes=sample_bytes, budget=budget)
 
-    def _or(self, first: dict[str, Held], rows: Side, side: Side, batch: slice) -> dict[str, Held]:
-        """The gradients of a batch, taken from `first` where they are those."""
-        return first if side is rows and batch.start == 0 else self.gradients.hold(side, batch)
+    def _fill(self, kernel: Tensor, kept: Side, streamed: Side, plan: Tiling) -> None:
+        """Tile after tile of the kept side's units, past which the other side is streamed.
 
-    def _fill_mirrored(self, kernel: Tensor, side: Side, first: dict[str, Held], tile: int) -> None:
-        """The blocks on and above the diagonal; the rest is their mirror image."""
-        batches = side.batches
-        for start in range(0, len(batches), tile):
-            kept = batches[start : start + tile]
-            held = [self._or(first, side, side, batch) for batch in kept]
-            for place, there in enumerate(batches[start:]):
-                passing = held[place] if place < len(kept) else self.gradients.hold(side, there)
-                for here, ours in zip(kept[: place + 1], held, strict=False):
-                    self._block(kernel[:, here, there], ours, passing)
-        upper = torch.triu(kernel)
-        kernel.copy_(upper + torch.triu(kernel, 1).transpose(1, 2))
+        Where memory runs out, the stripe is done again with half as large a tile.
+        """
+        units = kept.units(plan.unit)
+        start, tile = 0, min(plan.tile, len(units))
+        rooms: list[Room] = []
+        while start < len(units):
+            rooms += [{} for _ in range(tile + 1 - len(rooms))]
+            places = range(len(units))[start : start + tile]
+            problem = attempt(partial(self._stripe, kernel, kept, streamed, plan, places, rooms))
+            if problem is None:
+                start += tile
+                continue
+            rooms.clear()
+            tile = smaller_tile(tile, problem, device_of(self.model))
+
+    def _stripe(self, kernel: Tensor, kept: Side, streamed: Side, plan: Tiling, places: range, rooms: list[Room]) -> None:
+        """The products of some of the kept side's units with all others; of one side with itself, with those that follow."""
+        mirrored = kept is streamed
+        ours, theirs = kept.units(plan.unit), streamed.units(plan.unit)
+        held = {place: self.gradients.hold(kept, ours[place], room) for place, room in zip(places, rooms, strict=False)}
+        for there in range(places[0] if mirrored else 0, len(theirs)):
+            own = mirrored and there in held
+            passing = held[there] if own else self.gradients.hold(streamed, theirs[there], rooms[-1])
+            for here in places:
+                if mirrored and here > there:
+                    continue  # the mirror image of a block that is there
+                if plan.keep_rows:
+                    self._block(kernel[:, span(ours[here]), span(theirs[there])], held[here], passing)
+                else:
+                    self._block(kernel[:, span(theirs[there]), span(ours[here])], passing, held[here])
 
     def _block(self, block: Tensor, left: dict[str, Held], right: dict[str, Held]) -> None:
+        """Parameters are added in the model's order, in float64 where the device has it."""
+        wide = torch.float64 if block.device.type != "mps" else block.dtype
         for place, group in enumerate(self.groups):
+            total = torch.zeros(block.shape[1:], dtype=wide, device=block.device)
             for name in group:
                 if name in left and name in right:
-                    block[place] += self.gradients.products(name, left[name], right[name])
+                    total += products(left[name], right[name], block.new_zeros(block.shape[1:]))
+            block[place] = total
 
     def _norms(self, side: Side) -> Tensor:
-        norms = self._empty(side.count)[0]
+        norms_ = self._empty(side.count)[0]
         if side.count:
             self.gradients.probe(side)
+        room: Room = {}
         for batch in side.batches:
-            for held in self.gradients.hold(side, batch).values():
-                norms[batch] += formed_norms(held) if isinstance(held, Tensor) else held.squared_norms()
-        return norms
+            for held in self.gradients.hold(side, [batch], room).values():
+                norms_[batch] += norms(held, norms_.new_zeros(batch.stop - batch.start))
+        return norms_
 
-    def _budget(self) -> int:
-        if self.memory_budget is not None:
-            return self.memory_budget
-        device = device_of(self.model)
-        if device.type == "cuda":
-            return torch.cuda.mem_get_info(device)[0] // 4
-        return int(psutil.virtual_memory().available) // 4
+
+def span(batches: Sequence[slice]) -> slice:
+    """The samples of consecutive batches."""
+    return slice(batches[0].start, batches[-1].stop)

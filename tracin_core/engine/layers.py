@@ -1,13 +1,13 @@
 """One exact rule per layer type: from a layer's inputs and output gradients to its per-sample parameter gradients.
 
-A rule returns a *factor* per parameter. A factor knows two ways to the same inner products: `gradient`, which forms every
+A rule returns a *factor* per parameter. A factor knows two ways to the same inner products: `form`, which forms every
 sample's gradient, and `products`, which never does (the Gram path). `cheaper_path` chooses between them from shapes alone.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -55,17 +55,17 @@ class Factor(Protocol):
 
     def cost(self) -> Cost: ...
 
-    def gradient(self) -> Tensor:
-        """`[n, entries]`: each sample's gradient, its entries in the order that `aligned` gives a parameter."""
+    def form(self, into: Tensor) -> None:
+        """Writes each sample's gradient to `[n, entries]`, its entries in an order of the factor's own."""
 
-    def aligned(self, parameter: Tensor) -> Tensor:
-        """`[entries]`: a tensor shaped like the parameter, in the order of `gradient`."""
+    def matrices(self) -> Tensor:
+        """`[n, rows, columns]`: each sample's gradient in the parameter's own order, its first axis by all others."""
 
     def products(self, other: Self) -> Tensor:
         """`[n, m]`: inner products with the samples of another factor of the same parameter."""
 
-    def squared_norms(self) -> Tensor:
-        """`[n]`: inner products of each sample with itself."""
+    def inner(self, other: Self) -> Tensor:
+        """`[n]`: inner products of the same samples' gradients, of the same call or for another cotangent."""
 
     def plus(self, other: Self) -> Self:
         """The sum of the gradients of two calls of one layer, for the same samples."""
@@ -88,17 +88,20 @@ class Formed:
         entries = self.values[:1].numel()
         return Cost(gram=entries, form=0, entries=entries)
 
-    def gradient(self) -> Tensor:
-        return self.values.flatten(1)
+    def form(self, into: Tensor) -> None:
+        into.copy_(self._rows())
 
-    def aligned(self, parameter: Tensor) -> Tensor:
-        return parameter.flatten()
+    def matrices(self) -> Tensor:
+        return self.values.reshape(len(self.values), self.values[0].shape[0] if self.values.dim() > 1 else 1, -1)
 
     def products(self, other: Self) -> Tensor:
-        return formed_products(self.gradient(), other.gradient())
+        return formed_products(self._rows(), other._rows())
 
-    def squared_norms(self) -> Tensor:
-        return formed_norms(self.gradient())
+    def inner(self, other: Self) -> Tensor:
+        return formed_inner(self._rows(), other._rows())
+
+    def _rows(self) -> Tensor:
+        return self.values.reshape(len(self.values), -1)
 
     def plus(self, other: Self) -> Self:
         return type(self)(self.values + other.values)
@@ -133,12 +136,18 @@ class Outer:
             entries=groups * d * p,
         )
 
-    def gradient(self) -> Tensor:
-        return torch.matmul(self.outputs.transpose(2, 3), self.inputs).flatten(1)
+    def form(self, into: Tensor) -> None:
+        n, groups, _, d = self.inputs.shape
+        outputs = self.outputs.transpose(2, 3).flatten(0, 1)
+        torch.bmm(outputs, self.inputs.flatten(0, 1), out=into.view(n * groups, -1, d))
 
-    def aligned(self, parameter: Tensor) -> Tensor:
-        """A convolution's gradient is formed with its kernel before its channels: `[p, *kernel, channels]`."""
-        return parameter.movedim(1, -1).flatten() if self.kernel else parameter.flatten()
+    def matrices(self) -> Tensor:
+        n, _, _, d = self.inputs.shape
+        gradient: Tensor = (self.outputs.transpose(2, 3) @ self.inputs).reshape(n, -1, d)
+        if not self.kernel:
+            return gradient
+        in_order: Tensor = gradient.unflatten(2, (*self.kernel, -1)).movedim(-1, 2).flatten(2)
+        return in_order
 
     def products(self, other: Self) -> Tensor:
         n, groups, positions, _ = self.inputs.shape
@@ -161,14 +170,15 @@ class Outer:
         outputs = b.flatten(0, 1) @ d.flatten(0, 1).T
         return inputs.mul_(outputs).view(shape).sum((1, 3))
 
-    def squared_norms(self) -> Tensor:
+    def inner(self, other: Self) -> Tensor:
         n, groups, positions, _ = self.inputs.shape
-        rows = max(1, GRAM_ENTRIES // max(1, groups * positions**2))
-        norms = []
+        rows = max(1, GRAM_ENTRIES // max(1, groups * positions * other.inputs.shape[2]))
+        parts = []
         for row in range(0, n, rows):
-            a, b = self.inputs[row : row + rows], self.outputs[row : row + rows]
-            norms.append((a @ a.transpose(2, 3)).mul_(b @ b.transpose(2, 3)).sum((1, 2, 3)))
-        return torch.cat(norms)
+            here = slice(row, row + rows)
+            inputs = self.inputs[here] @ other.inputs[here].transpose(2, 3)
+            parts.append(inputs.mul_(self.outputs[here] @ other.outputs[here].transpose(2, 3)).sum((1, 2, 3)))
+        return torch.cat(parts)
 
     def plus(self, other: Self) -> Self:
         inputs = torch.cat([self.inputs, other.inputs], 2)
@@ -200,13 +210,15 @@ class Lookup:
             entries=self.rows * p,
         )
 
-    def gradient(self) -> Tensor:
-        n, _, p = self.outputs.shape
-        table = self.outputs.new_zeros(n, self.rows, p)
-        return table.scatter_add_(1, self.indices[..., None].expand_as(self.outputs), self.outputs).flatten(1)
+    def form(self, into: Tensor) -> None:
+        table = into.zero_().view(len(into), self.rows, -1)
+        table.scatter_add_(1, self.indices[..., None].expand_as(self.outputs), self.outputs)
 
-    def aligned(self, parameter: Tensor) -> Tensor:
-        return parameter.flatten()
+    def matrices(self) -> Tensor:
+        n, _, p = self.outputs.shape
+        flat = self.outputs.new_empty(n, self.rows * p)
+        self.form(flat)
+        return flat.view(n, self.rows, p)
 
     def products(self, other: Self) -> Tensor:
         n, positions, _ = self.outputs.shape
@@ -219,9 +231,9 @@ class Lookup:
             products.append((outputs * equal).view(-1, positions, m, others).sum((1, 3)))
         return torch.cat(products)
 
-    def squared_norms(self) -> Tensor:
-        equal = self.indices[:, :, None] == self.indices[:, None, :]
-        return (self.outputs @ self.outputs.transpose(1, 2) * equal).sum((1, 2))
+    def inner(self, other: Self) -> Tensor:
+        equal = self.indices[:, :, None] == other.indices[:, None, :]
+        return (self.outputs @ other.outputs.transpose(1, 2) * equal).sum((1, 2))
 
     def plus(self, other: Self) -> Self:
         indices = torch.cat([self.indices, other.indices], 1)
@@ -231,15 +243,28 @@ class Lookup:
         return self.indices, self.outputs
 
 
+def line_up(one: Factor, other: Factor) -> bool:
+    """Whether the two differ in their samples only, so that one product can serve both."""
+    shapes = [[tensor.shape[1:] for tensor in factor.tensors()] for factor in (one, other)]
+    return type(one) is type(other) and shapes[0] == shapes[1]
+
+
+def joined(factors: Sequence[Factor]) -> Factor:
+    """One factor of all these samples, in this order; the factors line up."""
+    first: Any = factors[0]
+    names = [field.name for field in fields(first) if isinstance(getattr(first, field.name), Tensor)]
+    return cast(Factor, replace(first, **{name: torch.cat([getattr(factor, name) for factor in factors]) for name in names}))
+
+
 def formed_products(left: Tensor, right: Tensor) -> Tensor:
     """`[n, m]` inner products of gradients `[n, P]` and `[m, P]`."""
     return left @ right.T
 
 
-def formed_norms(gradients: Tensor) -> Tensor:
-    """`[n]` squared norms of gradients `[n, P]`."""
-    norms: Tensor = torch.linalg.vecdot(gradients, gradients)
-    return norms
+def formed_inner(left: Tensor, right: Tensor) -> Tensor:
+    """`[n]` inner products of gradients `[n, P]`, row by row."""
+    inner: Tensor = torch.linalg.vecdot(left, right)
+    return inner
 
 
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Factor]]

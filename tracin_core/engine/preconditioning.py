@@ -1,0 +1,112 @@
+"""Preconditioned kernels: g_i . (D g_j) with a diagonal D, or one that is diagonal in a Kronecker product of bases.
+
+Gradients are changed once each, to D^(1/2) g; every product of them is then a plain one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tracin_core.engine.layers import Factor, Formed
+from tracin_core.errors import UnknownParameterError
+
+
+@dataclass(frozen=True)
+class KroneckerFactor:
+    """D = (V (x) U) diag(scales) (V (x) U)^T for one layer: `D vec(G) = vec(V (scales * (V^T G U)) U^T)`.
+
+    G is the layer's gradient as a matrix: the weight's first axis by all its others, in the parameter's own order, and the bias as
+    one more column where the layer has one (Martens and Grosse 2015). With `scales` = 1 / (eigenvalues + damping) this is the
+    inverse of the damped curvature of EKFAC (George et al. 2018, arXiv 1806.03884).
+
+    Attributes:
+        outputs: V, orthogonal, `[p, p]`.
+        inputs: U, orthogonal, `[q, q]`; q counts the bias.
+        scales: not negative, `[p, q]`.
+    """
+
+    outputs: Tensor
+    inputs: Tensor
+    scales: Tensor
+
+    def root(self, gradients: Tensor) -> Tensor:
+        """`[n, p, q]`: D^(1/2) of each gradient, in the basis V (x) U, where products are the same."""
+        return (self.outputs.T @ gradients @ self.inputs) * self.scales.sqrt()
+
+
+Precondition = Mapping[str, Tensor | KroneckerFactor]
+
+
+@dataclass
+class Preconditioner:
+    """A `precondition` that fits the model.
+
+    Attributes:
+        given: a diagonal by the name of its parameter, or a KroneckerFactor by the path of its layer.
+        parameters: all of the model.
+        names: those whose gradients are taken.
+    """
+
+    given: Precondition
+    parameters: Mapping[str, Tensor]
+    names: tuple[str, ...]
+    diagonals: dict[str, Tensor] = field(default_factory=dict, init=False)
+    kroneckers: dict[str, KroneckerFactor] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        for name, factor in self.given.items():
+            if isinstance(factor, KroneckerFactor):
+                self.kroneckers[name] = self._fitting(name, factor)
+            else:
+                self.diagonals[name] = positive(name, factor, self.parameters.get(name))
+
+    def applied(self, factors: dict[str, Factor]) -> dict[str, Factor]:
+        """The gradients D^(1/2) g; those of a layer's bias are part of its weight's."""
+        changed = dict(factors)
+        for layer, kronecker in self.kroneckers.items():
+            weight = changed.pop(f"{layer}.weight", None)
+            bias = changed.pop(f"{layer}.bias", None)
+            if weight is None:
+                continue  # no sample of this batch reaches the layer
+            columns = [weight.matrices(), *([] if bias is None else [bias.matrices()])]
+            changed[f"{layer}.weight"] = Formed(kronecker.root(torch.cat(columns, 2)))
+        for name in self.diagonals.keys() & changed.keys():
+            gradients = changed[name].matrices()
+            changed[name] = Formed(gradients * self.diagonals[name].sqrt().reshape(gradients.shape[1:]))
+        return changed
+
+    def _fitting(self, layer: str, factor: KroneckerFactor) -> KroneckerFactor:
+        """The factor in the type and on the device of the layer that it fits."""
+        weight, bias = (self.parameters.get(f"{layer}.{own}") for own in ("weight", "bias"))
+        shape = (0, 0) if weight is None else (len(weight), weight[0].numel() + (bias is not None))
+        bases = (*factor.outputs.shape, *factor.inputs.shape)
+        partly = bias is not None and not {f"{layer}.weight", f"{layer}.bias"} <= set(self.names)
+        if weight is None or bases != (shape[0], shape[0], shape[1], shape[1]) or partly:
+            raise UnknownParameterError(
+                f"The preconditioner '{layer}' with bases of shape {bases[:2]} and {bases[2:]} fits no layer of the model; name it after "
+                f"a layer whose weight, with the bias as one more column, has {shape[0]} x {shape[1]} entries, and "
+                f"choose both of them."
+            )
+        scales = positive(layer, factor.scales, weight, shape)
+        return KroneckerFactor(factor.outputs.to(weight), factor.inputs.to(weight), scales)
+
+
+def positive(name: str, scales: Tensor, parameter: Tensor | None, shape: tuple[int, ...] | None = None) -> Tensor:
+    """The scales in the type and on the device of the parameter.
+
+    Raises:
+        UnknownParameterError: they have another shape, or measure no length.
+    """
+    if parameter is None or scales.shape != (parameter.shape if shape is None else shape):
+        raise UnknownParameterError(
+            f"The preconditioner '{name}' of shape {tuple(scales.shape)} fits no parameter of the model; "
+            f"name each factor after its parameter and give it the same shape."
+        )
+    wrong = int((~(scales >= 0)).sum())
+    if wrong:
+        raise UnknownParameterError(
+            f"The preconditioner '{name}' has {wrong} entries that are negative or NaN, so it measures no length; add damping."
+        )
+    return scales.to(parameter)
