@@ -163,11 +163,12 @@ class Bare(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(3))
+        self.factor = nn.Parameter(torch.ones(()))
         self.layer = nn.Linear(3, 3)
         self.shift = nn.ParameterList([nn.Parameter(torch.zeros(3))])
 
     def forward(self, x: Tensor) -> Tensor:
-        return (torch.sin(self.layer(x) * self.scale) + self.shift[0] ** 2).sum(1)
+        return (torch.sin(self.layer(x) * self.scale * self.factor) + self.shift[0] ** 2).sum(1)
 
 
 class Borrowing(nn.Module):
@@ -216,6 +217,59 @@ class Positional(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
         return torch.sin(self.encoder(x)).sum((1, 2))
+
+
+class Attending(nn.Module):
+    """Attention by itself, with whatever arguments; its weights count if they are asked for."""
+
+    def __init__(
+        self, ask: Callable[[Tensor], dict[str, object]] = lambda x: {}, *, other: bool = False, **options: object
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 4)
+        self.attention = nn.MultiheadAttention(4, 2, **{"batch_first": True, **options})
+        self.ask, self.other = ask, other
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.embed(x))
+        y = y if self.attention.batch_first else y.transpose(0, 1)
+        mixed, weights = self.attention(y, y * 2 if self.other else y, y, **self.ask(x))
+        mixed = mixed if self.attention.batch_first else mixed.transpose(0, 1)
+        total = torch.sin(mixed * torch.arange(1, 5)).sum((1, 2))
+        return total if weights is None else total + (weights**2).flatten(1).cumsum(1).sum(1)
+
+
+class CheckpointedAttention(Attending):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+class Translating(nn.Module):
+    """Encoder and decoder, with padding; the decoder attends to itself and to the encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(9, 4)
+        layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.decoder = nn.TransformerDecoderLayer(4, 2, 8, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens)
+        memory = self.encoder(x, src_key_padding_mask=tokens > 6)
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], dtype=x.dtype)
+        return torch.sin(self.decoder(x[:, :4], memory, tgt_mask=mask[:4, :4], tgt_is_causal=True)).sum((1, 2))
+
+
+class Bag(nn.Module):
+    """An embedding bag with a second argument, which its rule does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.EmbeddingBag(9, 3, mode="sum")
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return torch.sin(self.table(tokens, per_sample_weights=tokens.to(self.table.weight) + 1)).sum(1)
 
 
 class Overwriting(nn.Module):
@@ -321,6 +375,8 @@ LAYERS: dict[str, Case] = {
     "conv2d circular": Case(lambda: Head(nn.Conv2d(2, 3, 3, padding="same", padding_mode="circular")), image(2, 5, 6)),
     "conv2d replicate": Case(lambda: Head(nn.Conv2d(2, 3, 3, padding=1, padding_mode="replicate")), image(2, 5, 6)),
     "conv2d pixel": Case(lambda: Head(nn.Conv2d(2, 3, 3)), image(2, 3, 3)),
+    "conv1d same": Case(lambda: Head(nn.Conv1d(2, 3, 4, padding="same", dilation=2)), image(2, 9)),
+    "conv3d circular": Case(lambda: Head(nn.Conv3d(1, 2, 2, padding=1, padding_mode="circular")), image(1, 2, 3, 2)),
     "conv3d": Case(lambda: Head(nn.Conv3d(2, 4, (1, 2, 3), stride=(1, 2, 1), groups=2, padding=1)), image(2, 3, 4, 4)),
     "batch norm of vectors": Case(lambda: Head(nn.BatchNorm1d(4)), image(4)),
     "batch norm of sequences": Case(lambda: Head(nn.BatchNorm1d(4)), image(4, 5)),
@@ -332,10 +388,13 @@ LAYERS: dict[str, Case] = {
     "group norm": Case(lambda: Head(nn.GroupNorm(2, 6)), image(6, 3, 2)),
     "instance norm": Case(lambda: Head(nn.InstanceNorm2d(3, affine=True)), image(3, 4, 3)),
     "instance norm, running": Case(lambda: Head(nn.InstanceNorm1d(3, affine=True, track_running_stats=True)), image(3, 6)),
+    "instance norm of volumes": Case(lambda: Head(nn.InstanceNorm3d(2, affine=True)), image(2, 2, 3, 2)),
     "rms norm": Case(lambda: Head(nn.RMSNorm(4)), image(3, 4)),
     "rms norm with eps": Case(lambda: Head(nn.RMSNorm([3, 4], eps=1e-2)), image(2, 3, 4)),
     "embedding": Case(lambda: Head(nn.Embedding(9, 3)), tokens),
     "embedding with padding": Case(lambda: Head(nn.Embedding(9, 3, padding_idx=2)), tokens),
+    "embedding bag": Case(lambda: Head(nn.EmbeddingBag(9, 3, mode="sum")), tokens),
+    "embedding bag, mean with padding": Case(lambda: Head(nn.EmbeddingBag(9, 3, mode="mean", padding_idx=2)), tokens),
 }
 
 MODELS: dict[str, Case] = {
@@ -373,7 +432,63 @@ MODELS: dict[str, Case] = {
     ),
     "gru": Case(lambda: Recurrent(nn.GRU), image(5, 3)),
     "time first": Case(TimeFirst, image(7, 3), paths={"layer.weight": "torch.func"}),
-    "positions": Case(Positional, tokens, paths={"positions.weight": "torch.func", "tokens.weight": "rule: Embedding"}),
+    "positions": Case(
+        Positional,
+        tokens,
+        paths={
+            "positions.weight": "torch.func",
+            "tokens.weight": "rule: Embedding",
+            "encoder.self_attn.in_proj_weight": "rule: MultiheadAttention",
+            "encoder.self_attn.in_proj_bias": "rule: MultiheadAttention",
+            "encoder.self_attn.out_proj.weight": "rule: NonDynamicallyQuantizableLinear",
+            "encoder.linear1.weight": "rule: Linear",
+        },
+    ),
+    "attention": Case(
+        lambda: Attending(lambda x: {"need_weights": False}),
+        image(5, 3),
+        paths={"attention.in_proj_weight": "rule: MultiheadAttention"},
+    ),
+    "attention with weights": Case(Attending, image(5, 3), paths={"attention.in_proj_weight": "rule: MultiheadAttention"}),
+    "attention, time first": Case(
+        lambda: Attending(lambda x: {"average_attn_weights": False}, batch_first=False, bias=False),
+        image(5, 3),
+        paths={"attention.in_proj_weight": "rule: MultiheadAttention"},
+    ),
+    "attention with masks": Case(
+        lambda: Attending(lambda x: {"attn_mask": torch.eye(5) > 0, "key_padding_mask": x[:, :, 0] > 1.5}), image(5, 3)
+    ),
+    "attention with a mask per head": Case(
+        lambda: Attending(lambda x: {"attn_mask": x[:, :, 1].repeat_interleave(2, 0)[:, None].expand(-1, 5, -1)}), image(5, 3)
+    ),
+    "attention, causal": Case(
+        lambda: Attending(
+            lambda x: {
+                "need_weights": False,
+                "is_causal": True,
+                "attn_mask": nn.Transformer.generate_square_subsequent_mask(5, dtype=x.dtype),
+            }
+        ),
+        image(5, 3),
+    ),
+    "attention to something else": Case(
+        lambda: Attending(other=True),
+        image(5, 3),
+        paths={"attention.in_proj_weight": "torch.func", "attention.out_proj.weight": "torch.func", "embed.weight": "rule: Linear"},
+    ),
+    "attention with extra keys": Case(
+        lambda: Attending(add_bias_kv=True, add_zero_attn=True), image(5, 3), paths={"attention.bias_k": "torch.func"}
+    ),
+    "transformer": Case(
+        Translating,
+        tokens,
+        paths={
+            "encoder.layers.1.self_attn.in_proj_weight": "rule: MultiheadAttention",
+            "decoder.self_attn.in_proj_weight": "rule: MultiheadAttention",
+            "decoder.multihead_attn.in_proj_weight": "torch.func",
+        },
+    ),
+    "checkpointed attention": Case(CheckpointedAttention, image(5, 3), paths={"attention.in_proj_weight": "one at a time"}),
     "overwriting": Case(Overwriting, image(2, 5, 5), paths={"body.1.weight": "rule: BatchNorm2d"}),
     "own hooks": Case(Hooked, image(3), paths={"layer.weight": "rule: Linear"}),
     "patched forward": Case(Patched, image(3), paths={"layer.weight": "torch.func"}),
@@ -381,8 +496,19 @@ MODELS: dict[str, Case] = {
     "partly used": Case(PartlyUsed, image(3)),
     "weight norm": Case(weight_normed, image(3)),
     "frozen part": Case(frozen_part, image(3), paths={"layers.0.weight": "frozen", "layers.2.weight": "frozen"}),
+    "embedding bag, max": Case(lambda: Head(nn.EmbeddingBag(9, 3, mode="max")), tokens, paths={"layers.0.weight": "torch.func"}),
+    "embedding bag with weights": Case(Bag, tokens),
+    "embedding bag with max norm": Case(lambda: Head(nn.EmbeddingBag(9, 3, mode="sum", max_norm=0.7)), tokens),
     "embedding with max norm": Case(lambda: Head(nn.Embedding(9, 3, max_norm=0.7)), tokens),
-    "transposed convolution": Case(lambda: Head(nn.ConvTranspose2d(2, 3, 3, stride=2)), image(2, 3, 3)),
+    "transposed convolution": Case(
+        lambda: Head(nn.ConvTranspose2d(2, 3, 3, stride=2)), image(2, 3, 3), paths={"layers.0.weight": "torch.func"}
+    ),
+    "transposed convolution of sequences": Case(
+        lambda: Head(nn.ConvTranspose1d(4, 6, 3, padding=1, groups=2, dilation=2)), image(4, 5)
+    ),
+    "transposed convolution of volumes": Case(
+        lambda: Head(nn.ConvTranspose3d(1, 2, 2, stride=2, output_padding=1)), image(1, 2, 2, 2)
+    ),
 }
 
 CASES = {**LAYERS, **MODELS}

@@ -126,6 +126,17 @@ def test_pair_identity() -> None:
     torch.testing.assert_close(between.diag(), (ours**2).sum(1), **FLOAT64)
 
 
+@pytest.mark.parametrize("name", ["positions", "transformer"])
+def test_outputs_with_and_without_gradients_are_those_of_one_model(name: str) -> None:
+    """PyTorch's fused attention, which it takes only without gradients, would cut padding off."""
+    case = MODELS[name]
+    model, samples = model_of(case), samples_of(case, 6)
+    plain = model(samples).detach()
+    assert torch.backends.mha.get_fastpath_enabled()
+    torch.testing.assert_close(model_outputs(model, samples), plain, **FLOAT64)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 @pytest.mark.parametrize("name", ["ranker small", "ranker large"])
 def test_single_precision_is_single_precision(name: str) -> None:
     """float32 in, float32 out, as near to float64 as rounding allows."""
@@ -259,6 +270,7 @@ def test_a_tied_parameter_answers_to_both_names() -> None:
 def test_layer_groups_follow_the_model() -> None:
     assert layer_groups(model_of(MODELS["bare parameters"])) == {
         "scale": ("scale",),
+        "factor": ("factor",),
         "layer": ("layer.weight", "layer.bias"),
         "shift": ("shift.0",),
     }

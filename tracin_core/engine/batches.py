@@ -148,10 +148,14 @@ def borrowed(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     wanted = set(names)
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    renormed = [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.max_norm is not None]
-    tables = [(weight, weight.detach().clone()) for weight in renormed]
+    renormed = [m.weight for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.max_norm is not None]
+    # A look-up may shorten rows for good, and a model may keep its normalisation in training mode and so update its statistics.
+    changeable = [(tensor, tensor.detach().clone()) for tensor in (*renormed, *model.buffers())]
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
         model.eval()
+        # Fused attention calls no layer and cuts padding off, so outputs without a gradient would be others than those with one.
+        torch.backends.mha.set_fastpath_enabled(False)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad != (name in wanted):
                 parameter.requires_grad_(name in wanted)
@@ -162,13 +166,14 @@ def borrowed(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
             stack.enter_context(torch.autocast(device_of(model).type, enabled=False))
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in modes:
             module.training = training
         for parameter, flag in flags:
             if parameter.requires_grad != flag:
                 parameter.requires_grad_(flag)
-        for weight, table in tables:
-            weight.data.copy_(table)
+        for tensor, found in changeable:
+            tensor.data.copy_(found)
 
 
 @contextmanager

@@ -11,13 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import CheckpointError
 
+from tracin_core.engine.attention import SeenAttention
 from tracin_core.engine.batches import Samples, Side, borrowed, checked_outputs, device_of, forward, tensors_of
 from tracin_core.engine.layers import (
     Factor,
@@ -210,7 +213,10 @@ class Gradients:
         cotangent = side.cotangent_of(rows, outputs)
         if not reached:
             return {}
-        gradients = torch.autograd.grad(outputs, [call.edge for call in reached], cotangent)
+        try:
+            gradients = torch.autograd.grad(outputs, [call.edge for call in reached], cotangent)
+        except CheckpointError:  # parts that are computed again on the way back are not computed in the pieces that were seen
+            raise Hidden({name for name, (layer, _) in self.owners.items() if self._attends(layer)}) from None
         parts: dict[str, list[Factor]] = {}
         for call, gradient in zip(reached, gradients, strict=True):
             layer = self.modules[call.layer]
@@ -231,14 +237,21 @@ class Gradients:
     def _recorded(self, side: Side, rows: slice) -> tuple[Tensor, list[Call]]:
         """The outputs of these rows, and every call of a layer that a rule serves."""
         calls: list[Call] = []
+        paths = {layer for layer, _ in self.owners.values()}
         with ExitStack() as hooks:
-            for path in {layer for layer, _ in self.owners.values()}:
+            for path in paths:
                 hook = recorder(path, calls)
                 # First in line, so that hooks of the model's own, which may change the output, come after.
                 handle = self.modules[path].register_forward_hook(hook, prepend=True, with_kwargs=True)
                 hooks.callback(handle.remove)
+            if any(self._attends(path) for path in paths):
+                hooks.enter_context(SeenAttention(self.model, partial(note, calls)))
             outputs = checked_outputs(self.model, side, rows)
         return outputs, calls
+
+    def _attends(self, layer: str) -> bool:
+        """Whether the layer is an attention or its output projection."""
+        return any(isinstance(self.modules[path], nn.MultiheadAttention) for path in (layer, layer.rpartition(".")[0]))
 
     def _reached(self, outputs: Tensor, calls: list[Call], count: int) -> list[Call]:
         """The calls that the outputs depend on.
@@ -299,15 +312,19 @@ class Gradients:
 def recorder(path: str, calls: list[Call]) -> Any:
     """A forward hook that notes each call whose output has a gradient."""
 
-    def note(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        inputs = arguments[0] if arguments else next(iter(named.values()), None)
-        if not (isinstance(inputs, Tensor) and isinstance(output, Tensor) and output.requires_grad):
-            return
-        # The edge stays that of the layer itself when a later operation (an in-place ReLU) overwrites the output.
-        rows = output.shape[0] if output.dim() else 0
-        calls.append(Call(path, inputs.detach(), get_gradient_edge(output), rows))
+    def hook(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        given = [argument for argument in (*arguments, *named.values()) if argument is not None]
+        if len(given) == 1 and isinstance(given[0], Tensor) and isinstance(output, Tensor):
+            note(calls, path, given[0], output)  # a rule knows nothing of further arguments, such as the weights of a bag
 
-    return note
+    return hook
+
+
+def note(calls: list[Call], path: str, inputs: Tensor, output: Tensor) -> None:
+    """One more call, if its output has a gradient."""
+    if output.requires_grad:
+        # The edge stays that of the layer itself when a later operation (an in-place ReLU) overwrites the output.
+        calls.append(Call(path, inputs.detach(), get_gradient_edge(output), output.shape[0] if output.dim() else 0))
 
 
 def graph_of(outputs: Tensor) -> tuple[set[Node], Counter[int]]:

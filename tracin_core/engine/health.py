@@ -158,7 +158,7 @@ def products(model: nn.Module, probes: Side) -> tuple[float, str, bool]:
     with borrowed(model, names):
         chosen = {name: parameter for name, parameter in model.named_parameters() if name in names}
         gradients = one_by_one(model, chosen, few.take(slice(0, count), device_of(model)), cotangent)
-    rows = torch.cat([gradient.flatten(1) for gradient in gradients.values()], 1).double()
+    rows = torch.cat([gradient.reshape(count, -1) for gradient in gradients.values()], 1).double()
     lengths = rows.norm(dim=1)
     differences = (kernel.double() - rows @ rows.T).abs()
     worst = relative(differences.max(), lengths.max() ** 2)

@@ -291,18 +291,28 @@ def rule_for(layer: nn.Module) -> Rule | None:
     """The layer's rule, or None where the layer does not do what its type says."""
     if "forward" in vars(layer):
         return None
-    if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.scale_grad_by_freq):
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and (layer.max_norm is not None or layer.scale_grad_by_freq):
+        return None
+    if isinstance(layer, nn.EmbeddingBag) and layer.mode == "max":
         return None
     return RULES.get(type(layer))
 
 
-@layer_rule(nn.Linear)
+@layer_rule(nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 def linear(layer: nn.Linear, inputs: Tensor, outputs: Tensor) -> dict[str, Factor]:
     """`y[t] = W a[t] + c` at any number of positions t: `dW = sum_t b[t] (x) a[t]`, `dc = sum_t b[t]`."""
     n = inputs.shape[0]
     a = inputs.reshape(n, 1, -1, layer.in_features)
     b = outputs.reshape(n, 1, -1, layer.out_features)
     return {"weight": Outer(a, b), "bias": Formed(b.sum((1, 2)))}
+
+
+@layer_rule(nn.MultiheadAttention)
+def attention(layer: nn.MultiheadAttention, inputs: Tensor, outputs: Tensor) -> dict[str, Factor]:
+    """Query, key and value are one linear layer; `attention.SeenAttention` shows its input and output. `out_proj` is another."""
+    n, width = inputs.shape[0], layer.embed_dim
+    b = outputs.reshape(n, 1, -1, 3 * width)
+    return {"in_proj_weight": Outer(inputs.reshape(n, 1, -1, width), b), "in_proj_bias": Formed(b.sum((1, 2)))}
 
 
 @layer_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -414,6 +424,16 @@ def embedding(layer: nn.Embedding, inputs: Tensor, outputs: Tensor) -> dict[str,
     if layer.padding_idx is not None:
         b = b * (indices != layer.padding_idx)[..., None]
     return {"weight": Lookup(indices, b, layer.num_embeddings)}
+
+
+@layer_rule(nn.EmbeddingBag)
+def embedding_bag(layer: nn.EmbeddingBag, inputs: Tensor, outputs: Tensor) -> dict[str, Factor]:
+    """The sum or mean of the rows looked up, for bags of one length `[n, length]`; padding is in no bag."""
+    counted = torch.ones_like(inputs) if layer.padding_idx is None else inputs != layer.padding_idx
+    share = counted.to(outputs)
+    if layer.mode == "mean":
+        share = share / share.sum(1, keepdim=True).clamp(min=1)
+    return {"weight": Lookup(inputs, share[:, :, None] * outputs[:, None, :], layer.num_embeddings)}
 
 
 def total(factors: Sequence[Factor]) -> Factor:
