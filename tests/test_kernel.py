@@ -29,6 +29,7 @@ from tracin_core.engine import memory
 from tracin_core.engine.gradients import Gradients
 from tracin_core.engine.kernel import (
     coverage,
+    kernel_groups,
     layer_groups,
     memory_estimate,
     model_outputs,
@@ -538,3 +539,19 @@ def test_samples_that_do_not_match_are_refused() -> None:
         tangent_kernel(model, (image(1, 6, 6)(3), image(1, 6, 6)(4)))
     with pytest.raises(DataError, match="batch_size is 0"):
         tangent_kernel(model, (image(1, 6, 6)(3), image(1, 6, 6)(3)), batch_size=0)
+
+
+def test_groups_above_a_budget_are_the_last_layer_and_the_rest() -> None:
+    """The same products in two summands instead of six; what fits is kept by layer."""
+    model, samples = model_of(CONV_NET), samples_of(CONV_NET, 5)
+    every = layer_groups(model)
+    assert kernel_groups(model, cells=25, budget=25 * 8 * len(every)) == every
+    two = kernel_groups(model, cells=25, budget=25 * 8 * len(every) - 1)
+    assert two == {
+        "rest": ("layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"),
+        "last": ("layers.5.weight", "layers.5.bias"),
+    }
+    by_layer, by_two = tangent_kernel_by_layer(model, samples), tangent_kernel_by_layer(model, samples, groups=two)
+    torch.testing.assert_close(by_two, torch.stack([by_layer[:-1].sum(0), by_layer[-1]]), **FLOAT64)
+    with pytest.raises(UnknownParameterError, match=r"no parameter 'layers.7.weight' to group"):
+        tangent_kernel_by_layer(model, samples, groups={"x": ["layers.7.weight"]})

@@ -5,7 +5,7 @@
 Every later score is algebra on it. `gradients` takes the gradients; here they meet, batch by batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -62,17 +62,22 @@ def tangent_kernel_by_layer(
     left_cotangent: Tensor | None = None,
     right_cotangent: Tensor | None = None,
     parameters: Sequence[str] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
     precondition: Precondition | None = None,
     batch_size: int = 32,
     memory_budget: int | None = None,
 ) -> Tensor:
     """`[L, n, m]`: the summands of `tangent_kernel`, one per layer group, in one pass over the samples.
 
-    Group l is the l-th of `layer_groups(model)`; with `parameters`, of the groups that hold one of them.
+    Group l is the l-th of `groups`, by default of `layer_groups(model)`; with `parameters`, of the groups that hold one of them.
     """
     names = set(selected(model, parameters))
-    groups = tuple(tuple(name for name in group if name in names) for group in layer_groups(model).values())
-    engine = Engine(model, tuple(group for group in groups if group), batch_size, memory_budget, precondition)
+    wanted = layer_groups(model) if groups is None else groups
+    strangers = sorted({name for group in wanted.values() for name in group} - set(dict(model.named_parameters())))
+    if strangers:
+        raise UnknownParameterError(f"The model has no parameter '{strangers[0]}' to group; see layer_groups(model).")
+    chosen = tuple(tuple(name for name in group if name in names) for group in wanted.values())
+    engine = Engine(model, tuple(group for group in chosen if group), batch_size, memory_budget, precondition)
     return engine.kernel(left, right, (left_cotangent, right_cotangent))
 
 
@@ -131,6 +136,19 @@ def layer_groups(model: nn.Module) -> dict[str, tuple[str, ...]]:
             group = name.rpartition(".")[0] or name
             groups[group] = (*groups.get(group, ()), name)
     return groups
+
+
+def kernel_groups(model: nn.Module, *, cells: int, budget: int) -> dict[str, tuple[str, ...]]:
+    """The layer groups that a kernel of this many cells is kept by: every layer if that fits the budget in bytes, else two.
+
+    The two are `last`, the last layer, which representer points and the last-layer shortcut need, and `rest`.
+    """
+    groups = layer_groups(model)
+    size = max((parameter.element_size() for parameter in model.parameters()), default=4)
+    if len(groups) <= 2 or len(groups) * cells * size <= budget:
+        return groups
+    *rest, last = groups.values()
+    return {"rest": tuple(name for group in rest for name in group), "last": last}
 
 
 def coverage(model: nn.Module, inputs: Samples | None = None) -> list[tuple[str, str]]:

@@ -83,6 +83,7 @@ class Preconditioner:
         shape = (0, 0) if weight is None else (len(weight), weight[0].numel() + (bias is not None))
         bases = (*factor.outputs.shape, *factor.inputs.shape)
         partly = bias is not None and not {f"{layer}.weight", f"{layer}.bias"} <= set(self.names)
+        partly |= weight is not None and bias is not None and len(bias) != len(weight)  # a transposed convolution's
         if weight is None or bases != (shape[0], shape[0], shape[1], shape[1]) or partly:
             raise UnknownParameterError(
                 f"The preconditioner '{layer}' with bases of shape {bases[:2]} and {bases[2:]} fits no layer of the model; name it after "
