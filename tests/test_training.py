@@ -50,7 +50,7 @@ def ids(samples: pd.DataFrame, side: str) -> list[str]:
 
 def test_checkpoints_are_in_the_labs_format(samples: pd.DataFrame, inputs: np.ndarray, tmp_path: Path) -> None:
     """Epoch 0, the asked epochs and the last; plain types; weights that load; the rate and what led to it."""
-    manifest = train_ranker(inputs, samples, tmp_path, **TINY, margin=3.0, exclusions_file="/somewhere/list.txt")
+    manifest = train_ranker(inputs, samples, tmp_path, **TINY, margin=3.0, exclusion_list={"file": "list.txt"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [*(f"model_epoch_{n}.pt" for n in range(3)), "training.json"]
     for epoch in range(3):
         content = load(tmp_path, epoch)
@@ -189,10 +189,10 @@ def test_exclusions_leave_the_training_side_only(samples: pd.DataFrame, inputs: 
         **TINY,
         exclude_samples={sample, held_out[0]},
         exclude_pairs={frozenset((last, other)), frozenset(held_out[:2])},
-        exclusions_file="list.txt",
-        unmatched_exclusions=["nobody"],
+        exclusion_list={"file": "list.txt", "unmatched": ["nobody"]},
     )
-    assert some["exclusions"] == {"file": "list.txt", "samples": 1, "pairs": 1, "unmatched": ["nobody"]}
+    assert some["exclusions"] == {"file": "list.txt", "unmatched": ["nobody"], "samples": 1, "pairs": 1}
+    assert some["split"] == none["split"] == {"train": 9, "validation": 3, "test": 3}
     assert (some["train_samples"], some["train_pairs"]) == (8, 27 - 6 - 1)
     start = [{key: value for key, value in run["history"][0].items() if "train" not in key} for run in (none, some)]
     assert start[0] == start[1]
@@ -206,7 +206,7 @@ def test_nothing_left_to_train_on_is_refused(samples: pd.DataFrame, inputs: np.n
     """One angle left, or every pair excluded; no checkpoint is written."""
     trained = samples[samples["split"] == "train"].reset_index(drop=True)
     higher = trained.loc[trained["label"] > 0, "id"]
-    with pytest.raises(TooFewClassesError, match="only the angle 0°"):
+    with pytest.raises(TooFewClassesError, match="6 of the 9 training samples are excluded, which leaves only the angle 0°"):
         train_ranker(inputs, samples, tmp_path / "samples", **TINY, exclude_samples=set(higher))
     every = all_pairs(trained)
     pairs = {frozenset(pair) for pair in zip(every["id1"], every["id2"], strict=True)}

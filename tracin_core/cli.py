@@ -1,33 +1,37 @@
 """The same verbs for the shell. Long work runs in the workspace's worker process; this only asks for it and watches.
 
-Exit codes: 0 done, also when nothing was found; 1 the work failed; 2 the command was wrong.
+Exit codes: 0 done, also when nothing was found; 1 the work failed; 2 the command, or a file it names, was wrong and nothing was
+started; 130 Ctrl-C.
 """
 
 import ipaddress
+import math
 import os
+import shlex
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-import pandas as pd
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from tracin_core.errors import InputError, NotFoundError, RecipeError, TracInError
+from tracin_core.errors import InputError, NotFoundError, RecipeError, TracInError, WorkspaceError
 from tracin_core.recipe import LossName, Recipe
-from tracin_core.records.jobs import Job
-from tracin_core.records.runs import Run
-from tracin_core.records.workspace import Workspace, open_workspace
+
+if TYPE_CHECKING:  # help and refusals of a wrong command do not wait for pandas and scipy
+    from tracin_core.records.jobs import Job
+    from tracin_core.records.runs import Run
+    from tracin_core.records.workspace import Workspace
 
 app = typer.Typer(
     name="tracin",
     help="Exact influence of training examples, computed once and cached.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -35,43 +39,78 @@ app = typer.Typer(
 console = Console()
 PROJECT = Path(__file__).resolve().parents[1]
 PairMode = Literal["ranking_pair", "full_pair", "sample"]
+INTERRUPTED = 130
 LOSS_TYPES: dict[str, str] = {"standard": "margin", **{name: name for name in get_args(LossName)}}
 
 WorkspaceOption = Annotated[
     Path, typer.Option("--workspace", envvar="TRACIN_WORKSPACE", help="Directory of runs, kernels and exports.", show_default=True)
 ]
 RunOption = Annotated[str | None, typer.Option("--run", help="Id of a finished run; default: the newest.", show_default=False)]
-MaterialOption = Annotated[str, typer.Option(help="Material of the recordings, as in their file names.")]
-FrequencyOption = Annotated[str, typer.Option(help="500hz, 1000hz, 3000hz, ... or all.")]
 
 
 def main() -> None:
     """Runs the command; a foreseen failure is one sentence on stderr."""
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.TyperException as failure:
+        code = refuse(f"{failure.format_message().rstrip('.')} (add --help to see what the command takes).", 2)
+    except (InputError, WorkspaceError) as failure:
+        code = refuse(str(failure), 2)
     except TracInError as failure:
-        Console(stderr=True, soft_wrap=True).print(f"Error: {failure}", markup=False, highlight=False)
-        sys.exit(1)
+        code = refuse(str(failure), 1)
+    except OSError as failure:
+        code = refuse(f"{failure}; check that the path exists and that you may write there.", 1)
+    sys.exit(code)
+
+
+def refuse(sentence: str, code: int) -> int:
+    """The sentence is on stderr as an error, on one line; returns the exit code."""
+    warn(f"Error: {' '.join(sentence.split())}")
+    return code
+
+
+def warn(line: str) -> None:
+    """The line is on stderr as it is."""
+    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """The line is on stdout as it is: not wrapped, for whoever pipes or copies it."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_next(*words: str | Path) -> None:
+    """The command to go on with, ready to be pasted."""
+    say(f"Next: {shlex.join(['python', '-m', 'tracin_core', *map(str, words)])}")
+
+
+def finite(value: float | None) -> float | None:
+    """The number, which is neither infinite nor NaN."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
 
 
 @app.command()
 def demo(
     workspace: WorkspaceOption = Path("workspace"),
-    material: Annotated[str, typer.Option(help="box, plastic or metal.")] = "box",
-    frequency: Annotated[str, typer.Option(help="500hz, 1000hz or 3000hz.")] = "1000hz",
+    material: Annotated[Literal["box", "plastic", "metal"], typer.Option(help="What the simulated enclosure is made of.")] = "box",
+    frequency: Annotated[Literal["500hz", "1000hz", "3000hz"], typer.Option(help="Of the simulated tone.")] = "1000hz",
     wait: Annotated[bool, typer.Option("--wait/--background", help="Watch it, or let it run and return.")] = True,
 ) -> None:
     """Make SIMULATED recordings with planted faults, train a ranker on them and analyse it.
 
     Example: python -m tracin_core demo --material box --frequency 1000hz
     """
-    place = open_workspace(workspace)
+    place = opened(workspace)
     job = place.start_demo(material, frequency)
     if not wait:
-        console.print(f"Job {job.id} runs in the background.")
+        say(f"Job {job.id} computes SIMULATED {material} {frequency} in the background.")
+        say_next("serve", "--workspace", workspace)
         return
-    job = watch(place, job)
-    summarise(place.run(str((job.result or {})["run_id"])))
+    result = watch(place, job).result or {}
+    report_training(result["training"])
+    summarise(place.run(str(result["run_id"])), workspace)
 
 
 @app.command()
@@ -80,10 +119,15 @@ def compute_influence(
     frequency: Annotated[str | None, typer.Option(help="500hz, 1000hz, 3000hz, ... or all.", show_default=False)] = None,
     checkpoint_dir: Annotated[Path | None, typer.Option(help="Folder of checkpoints.", show_default=False)] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder that holds deg000, deg036, ...", show_default=False)] = None,
-    checkpoint_prefix: Annotated[str, typer.Option(help="What file names begin with, before the epoch.")] = "model_epoch_",
-    layout: Annotated[Literal["small", "large"], typer.Option(help="Ranker: 5,733 or 422,337 parameters.")] = "small",
+    checkpoint_prefix: Annotated[
+        str | None, typer.Option(help="What file names begin with; default: model_epoch_", show_default=False)
+    ] = None,
+    layout: Annotated[
+        Literal["small", "large"] | None,
+        typer.Option(help="Ranker: small (5,733 parameters, the default) or large (422,337).", show_default=False),
+    ] = None,
     loss_type: Annotated[str | None, typer.Option(help="standard, ghm, ...; default: as recorded.", show_default=False)] = None,
-    margin: Annotated[float | None, typer.Option(help="Default: as recorded.", show_default=False)] = None,
+    margin: Annotated[float | None, typer.Option(help="Default: as recorded.", min=0, callback=finite, show_default=False)] = None,
     recipe: Annotated[Path | None, typer.Option(help="analysis.toml, instead of all of the above.", show_default=False)] = None,
     workspace: WorkspaceOption = Path("workspace"),
 ) -> None:
@@ -92,35 +136,38 @@ def compute_influence(
     Example: python -m tracin_core compute-influence --material plastic --frequency 500hz --data-root recordings --checkpoint-dir
     checkpoints/plastic_500hz_standard
     """
+    needed = {"--material": material, "--frequency": frequency, "--data-root": data_root, "--checkpoint-dir": checkpoint_dir}
+    further = {"--checkpoint-prefix": checkpoint_prefix, "--layout": layout, "--loss-type": loss_type, "--margin": margin}
     if recipe is not None:
+        if named := given({**needed, **further}):
+            raise typer.BadParameter(f"--recipe decides everything; leave out {', '.join(named)}, or --recipe.")
         chosen = Recipe.from_toml(recipe)
     else:
-        needed = {"--material": material, "--frequency": frequency, "--checkpoint-dir": checkpoint_dir, "--data-root": data_root}
-        absent = [name for name, value in needed.items() if value is None]
-        if absent:
-            raise typer.BadParameter(f"give {', '.join(absent)}, or --recipe analysis.toml")
+        if absent := needed.keys() - given(needed).keys():
+            raise typer.BadParameter(f"give {', '.join(sorted(absent))}, or --recipe analysis.toml.")
         chosen = Recipe.from_dict(
             {
-                "model": {"layout": layout},
+                "simulated": is_simulated(data_root),
+                "model": given({"layout": layout}),
                 "data": {"root": data_root, "material": material, "frequency": frequency},
                 "task": {"loss": loss_named(loss_type), "margin": margin},
-                "checkpoints": {"folder": checkpoint_dir, "prefix": checkpoint_prefix},
+                "checkpoints": given({"folder": checkpoint_dir, "prefix": checkpoint_prefix}),
             }
         )
-    place = open_workspace(workspace)
+    from tracin_core.records.jobs import Job  # brings pandas along
+
+    place = opened(workspace)
     started = place.compute(chosen, wait=False)
-    if isinstance(started, Job):
-        started = place.run(str(watch(place, started).run_id))
-    summarise(started)
+    summarise(place.run(str(watch(place, started).run_id)) if isinstance(started, Job) else started, workspace)
 
 
 @app.command()
 def generate_exclusions(
     output_file: Annotated[Path, typer.Option(help="The list to write.")],
     run: RunOption = None,
-    threshold: Annotated[float, typer.Option(help="Influence strictly below this is harm; at most 0.")] = -5.0,
-    min_occurrences: Annotated[int, typer.Option(help="On how many test pairs a train pair must do harm.")] = 3,
-    max_exclusions: Annotated[int, typer.Option(help="How many entries are listed at most.")] = 50,
+    threshold: Annotated[float, typer.Option(help="Influence strictly below this is harm.", max=0, callback=finite)] = -5.0,
+    min_occurrences: Annotated[int, typer.Option(help="On how many test pairs a train pair must do harm.", min=1)] = 3,
+    max_exclusions: Annotated[int, typer.Option(help="How many entries are listed at most.", min=1)] = 50,
     pair_mode: Annotated[
         PairMode, typer.Option(help="Pairs themselves, both their samples, or samples with all pairs.")
     ] = "ranking_pair",
@@ -130,7 +177,7 @@ def generate_exclusions(
 
     Example: python -m tracin_core generate-exclusions --threshold -5 --min-occurrences 3 --output-file exclusions.txt
     """
-    place = open_workspace(workspace)
+    place = opened(workspace)
     chosen_run = the_run(place, run)
     rule: dict[str, Any] = {
         "threshold": threshold,
@@ -138,16 +185,20 @@ def generate_exclusions(
         "max_exclusions": max_exclusions,
         "pair_mode": pair_mode,
     }
-    chosen = chosen_run.view().exclusions(**rule)
+    view = chosen_run.view()
+    chosen = view.exclusions(**rule)
     text, provenance = place.export_exclusions(chosen_run, chosen, rule)
-    output_file.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(text, output_file)
-    shutil.copyfile(provenance, output_file.with_suffix(".provenance.json"))
+    copy_out(text, output_file)
+    copy_out(provenance, output_file.with_suffix(".provenance.json"))
     kind = "pairs" if pair_mode == "ranking_pair" else "samples"
-    console.print(f"{len(chosen)} {kind} listed in {output_file}{' (nothing is below the threshold)' if chosen.empty else ''}")
-    console.print(
-        f"Next: python -m tracin_core train --workspace {workspace} --run {chosen_run.id} --exclusions-file {output_file}"
-    )
+    say(f"{len(chosen)} {kind} listed in {output_file}{simulated_mark(chosen_run.simulated)}")
+    if chosen.empty:
+        suggested = view.suggested_threshold(min_occurrences, pair_mode)
+        say(
+            f"Nothing does harm below {threshold:g} on {min_occurrences} test pairs; on this run's scale, try --threshold {suggested:g}"
+        )
+        return
+    say_next("train", "--workspace", workspace, "--run", chosen_run.id, "--exclusions-file", output_file)
 
 
 @app.command()
@@ -162,37 +213,29 @@ def train(
     output_dir: Annotated[
         Path | None, typer.Option(help="Where checkpoints go; default: in the workspace.", show_default=False)
     ] = None,
-    loss_type: Annotated[str | None, typer.Option(help="standard, ghm, ...; default: standard.", show_default=False)] = None,
-    margin: Annotated[float | None, typer.Option(show_default=False)] = None,
-    epochs: Annotated[int | None, typer.Option(show_default=False)] = None,
-    learning_rate: Annotated[float | None, typer.Option(show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option(show_default=False)] = None,
+    loss_type: Annotated[str | None, typer.Option(help="standard, ghm, ...; default: as in the run.", show_default=False)] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Default: as in the run.", min=0, callback=finite, show_default=False)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: 30.", min=1, show_default=False)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: 0.01.", min=0, callback=finite, show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: 42.", min=0, max=2**31, show_default=False)] = None,
     workspace: WorkspaceOption = Path("workspace"),
 ) -> None:
-    """Train a ranker, with an exclusion list if one is given: the split stays as it was, only the training side shrinks.
+    """Train a ranker as a run's was, with an exclusion list if one is given: only the training side of the run's split shrinks.
 
     Example: python -m tracin_core train --run 1a2b3c4d5e6f --exclusions-file exclusions.txt
     """
-    place = open_workspace(workspace)
-    data: dict[str, Any] = {"root": data_root, "material": material, "frequency": frequency}
-    if any(value is None for value in data.values()):
-        known = the_run(place, run).recipe.data
-        data = {name: value if value is not None else getattr(known, name) for name, value in data.items()}
-    data = {name: str(value) for name, value in data.items()}
-    given = {"loss": loss_named(loss_type), "margin": margin, "epochs": epochs, "learning_rate": learning_rate, "seed": seed}
-    if exclusions_file is not None and not exclusions_file.is_file():
-        raise InputError(f"The exclusion list '{exclusions_file}' is not a file; check its path.")
-    job = place.start_training(
-        data=data,
-        settings={name: value for name, value in given.items() if value is not None},
-        folder=output_dir,
-        exclusions_file=exclusions_file,
-    )
+    data = {"root": data_root, "material": material, "frequency": frequency}
+    task = {"loss": loss_named(loss_type), "margin": margin}
+    settings = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed}
+    place = opened(workspace)
+    recipe = training_recipe(place, run, data=given(data), task=given(task))
+    job = place.start_training(recipe, settings=given(settings), folder=output_dir, exclusions_file=exclusions_file)
     result = watch(place, job).result or {}
-    console.print(f"Checkpoints: {result['folder']}")
-    for line in result.get("exclusions", {}).get("report", []):
-        console.print(line, markup=False)
-    console.print(f"Pair accuracy on the test side: {result['test_accuracy']:.3f} ({result['train_pairs']} training pairs)")
+    report_training(result)
+    say(f"Checkpoints: {result['folder']}{simulated_mark(recipe.simulated)}")
+    say_next("compute-influence", "--workspace", workspace, "--recipe", result["recipe"])
 
 
 @app.command()
@@ -211,16 +254,22 @@ def serve(
             f"The dashboard has no access control yet and does not listen on '{host}'; use 127.0.0.1, and reach it from elsewhere "
             f"through ssh -L {port}:127.0.0.1:{port}."
         )
-    place = open_workspace(workspace)
+    require_free(host, port)
+    place = opened(workspace)
     if with_demo and place.runs().empty:
         place.start_demo()
     os.environ["TRACIN_WORKSPACE"] = str(place.root)
-    console.print(
-        f"TracIn Studio: http://{host}:{port}   (workspace {place.root}; Ctrl-C ends it, computations go on)", soft_wrap=True
-    )
+    say(f"TracIn Studio: http://{host}:{port}   (workspace {place.root}; Ctrl-C ends it, computations go on)")
     os.chdir(PROJECT)
     command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.address={host}", f"--server.port={port}"]
     os.execv(sys.executable, command)
+
+
+def opened(workspace: Path) -> "Workspace":
+    """The workspace in this directory, made if it is not there."""
+    from tracin_core.records.workspace import open_workspace
+
+    return open_workspace(workspace)
 
 
 def is_loopback(host: str) -> bool:
@@ -233,6 +282,69 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def require_free(host: str, port: int) -> None:
+    """Nothing listens on this port of this machine.
+
+    Raises:
+        InputError: something does, or the port may not be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as failure:
+        raise InputError(
+            f"Port {port} of {host} cannot be used ({os.strerror(failure.errno or 0)}); end what uses it, or choose another with --port or "
+            f"TRACIN_PORT."
+        ) from failure
+
+
+def is_simulated(data_root: Path | None) -> bool:
+    """The recordings in this folder say of themselves that they were made by a simulation."""
+    return data_root is not None and (data_root / "SIMULATED.txt").is_file()
+
+
+def simulated_mark(simulated: bool) -> str:
+    return " [SIMULATED data]" if simulated else ""
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def copy_out(source: Path, target: Path) -> None:
+    """The exported file is also where it was asked for.
+
+    Raises:
+        InputError: the place cannot be written to; the export itself is kept.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    except OSError as failure:
+        raise InputError(
+            f"'{target}' cannot be written ({failure.strerror or failure}); the list is kept as '{source}': copy it from there, or give "
+            f"another --output-file."
+        ) from failure
+
+
+def training_recipe(place: "Workspace", run_id: str | None, *, data: dict[str, Any], task: dict[str, Any]) -> Recipe:
+    """What a training follows: the named run, or the newest, but for the data and task that are given.
+
+    With the whole of the data given and no run named, none is needed.
+    """
+    if run_id is None and len(data) == 3:
+        known: dict[str, Any] = {"checkpoints": {"folder": place.root / "trainings"}, "data": {}}
+    else:
+        run = the_run(place, run_id)
+        known = run.recipe.to_dict()
+        task = {"loss": run.loss.name, **{name: getattr(run.loss, name) for name in ("margin", "ghm_bins", "ghm_alpha")}, **task}
+        say(f"As run {run.id}: {run.name}{simulated_mark(run.simulated)}")
+    data = {**known["data"], **data}
+    same = data == known["data"] and known.get("simulated", False)
+    return Recipe.from_dict({**known, "data": data, "task": task, "simulated": same or is_simulated(Path(data["root"]))})
+
+
 def loss_named(loss_type: str | None) -> str | None:
     """The loss behind the lab's name for it ('standard' is the margin loss)."""
     if loss_type is None:
@@ -242,7 +354,7 @@ def loss_named(loss_type: str | None) -> str | None:
     return LOSS_TYPES[loss_type]
 
 
-def the_run(place: Workspace, run_id: str | None) -> Run:
+def the_run(place: "Workspace", run_id: str | None) -> "Run":
     """The named run, or the newest finished one."""
     if run_id is not None:
         return place.run(run_id)
@@ -252,45 +364,65 @@ def the_run(place: Workspace, run_id: str | None) -> Run:
     return place.run(str(finished["id"].iloc[0]))
 
 
-def watch(place: Workspace, job: Job) -> Job:
-    """The job once it is done, shown as it goes: a bar on a terminal, else a line per step."""
-    with shown(job) as show:
-        return place.queue.wait(job.id, on_change=show)
+def watch(place: "Workspace", job: "Job") -> "Job":
+    """The job once it is done, shown as it goes: a bar on a terminal, else a line per step. Ctrl-C ends the watching only."""
+    try:
+        with shown(job) as show:
+            return place.queue.wait(job.id, on_change=show)
+    except KeyboardInterrupt:
+        warn(f"No longer watching: job {job.id} goes on in the background; the dashboard shows it (python -m tracin_core serve).")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager
-def shown(job: Job) -> Iterator[Any]:
+def shown(job: "Job") -> Iterator[Any]:
     if not console.is_terminal:
         last = [""]
 
-        def line(now: Job) -> None:
+        def line(now: "Job") -> None:
             if now.step and now.step != last[0]:
                 last[0] = now.step
-                console.print(f"{job.title}: {now.step}")
+                say(f"{job.title}: {now.step}")
 
         yield line
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console) as bar:
         task = bar.add_task(job.title, total=1.0)
         yield lambda now: bar.update(task, completed=now.fraction, description=f"{job.title}: {now.step or now.state}")
 
 
-def summarise(run: Run) -> None:
+def report_training(result: dict[str, Any]) -> None:
+    """What a training used, left out and reached."""
+    sides = ", ".join(f"{count} {side}" for side, count in result["split"].items())
+    say(f"Split: {sides} samples; trained on {result['train_samples']} samples in {result['train_pairs']} pairs")
+    if result["exclusions"]["file"] is not None:
+        report_exclusions(result["exclusions"])
+    side = "validation" if result["test_accuracy"] is None else "test"
+    say(f"Pair accuracy on the {side} side: {result[f'{side}_accuracy']:.3f}")
+
+
+def report_exclusions(found: dict[str, Any]) -> None:
+    """How many lines of the list matched, what that left out, and by name each line that left out nothing."""
+    lines = sum(len(found[name]) for name in ("matched", "elsewhere", "unmatched"))
+    say(f"Exclusions: {len(found['matched'])} of {lines} lines of {found['file']} matched")
+    say(f"Left out of training: {found['samples']} samples with all their pairs, and {found['pairs']} other pairs")
+    if found["unmatched"]:
+        say(f"Not in this data set, so check their spelling: {len(found['unmatched'])} ({', '.join(found['unmatched'])})")
+    if found["elsewhere"]:
+        say(f"Not on the training side, so left as they are: {len(found['elsewhere'])} ({', '.join(found['elsewhere'])})")
+
+
+def summarise(run: "Run", workspace: Path) -> None:
     """What a run holds, on a screenful."""
     view = run.view()
-    own = pd.Series(view.self_influence(), index=run.train_pairs["id"])
-    marker = " [SIMULATED data]" if run.simulated else ""
-    console.print(f"Run {run.id}: {run.name}{marker}", markup=False)
-    console.print(
-        f"{len(run.checkpoints)} checkpoints, loss {run.loss.describe()}, summed over epochs {run.summed_epochs}", markup=False
-    )
-    console.print(
-        f"{len(run.train_pairs)} train pairs x {len(run.test_pairs)} test pairs, {int(view.dead_tests.sum())} of the latter dead"
-    )
+    own = view.self_influence()
+    say(f"Run {run.id}: {run.name}{simulated_mark(run.simulated)}")
+    say(f"{len(run.checkpoints)} checkpoints, loss {run.loss.describe()}, summed over epochs {run.summed_epochs}")
+    say(f"{len(run.train_pairs)} train pairs x {len(run.test_pairs)} test pairs, {int(view.dead_tests.sum())} of the latter dead")
     for _, check in run.health().iterrows():
-        console.print(f"{'ok  ' if check['passed'] else 'LOOK'} {check['check']}: {check['detail']}", markup=False, soft_wrap=True)
-    console.print("Highest self-influence:")
-    for pair, value in own.nlargest(5).items():
-        console.print(f"  {value:12.4g}  {pair}", markup=False)
-    console.print(f"Next: python -m tracin_core generate-exclusions --run {run.id} --output-file exclusions.txt", soft_wrap=True)
+        say(f"{'ok  ' if check['passed'] else 'LOOK'} {check['check']}: {check['detail']}")
+    say("Highest self-influence:")
+    for row in (-own).argsort(kind="stable")[:5]:
+        say(f"  {own[row]:12.4g}  {run.train_pairs['id'].iloc[row]}")
+    say_next("generate-exclusions", "--workspace", workspace, "--run", run.id, "--output-file", "exclusions.txt")

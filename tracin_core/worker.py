@@ -27,14 +27,14 @@ import numpy.typing as npt
 import pandas as pd
 import psutil
 
-from tracin_core.data.files import read_json, write_json
+from tracin_core.data.files import read_json, write_json, write_text
 from tracin_core.data.readers import PREPROCESSING, list_recordings, preview_png, preview_wav, read_inputs, sample_digest
 from tracin_core.data.samples import require_classes, split_samples
 from tracin_core.data.simulated import read_truth, simulate_recordings
 from tracin_core.errors import CheckpointError, DiskFullError, JobCancelledError, TracInError
 from tracin_core.recipe import EngineSection, ModelSection, Recipe, SplitSection, TaskSection
 from tracin_core.records.checkpoint_files import list_checkpoints
-from tracin_core.records.interchange import match_exclusions, read_exclusions
+from tracin_core.records.interchange import training_exclusions
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Chunk, Manifest, chunk_digest
 from tracin_core.records.store import BlockKey, digest_of
@@ -483,9 +483,6 @@ def demo(progress: Progress) -> dict[str, Any]:
     if not (root / "truth.json").exists():
         simulate_recordings(root, material=material, frequency=frequency, progress=progress.advance)
     folder = progress.workspace.root / "trainings" / name
-    if not (folder / "training.json").exists():
-        data = {"root": str(root), "material": material, "frequency": frequency}
-        train_once(progress, data, folder, {})
     recipe = Recipe.from_dict(
         {
             "name": name.replace("_", " "),
@@ -494,6 +491,8 @@ def demo(progress: Progress) -> dict[str, Any]:
             "checkpoints": {"folder": folder},
         }
     )
+    if not (folder / "training.json").exists():
+        train_once(progress, recipe, folder, {})
     run_id = progress.workspace.run_id(recipe)
     progress.set_run(run_id)
     if not progress.workspace.is_done(run_id):
@@ -503,38 +502,42 @@ def demo(progress: Progress) -> dict[str, Any]:
 
 
 def train(progress: Progress) -> dict[str, Any]:
-    """A ranker is trained; its checkpoints are in the requested folder."""
+    """A ranker is trained; its checkpoints are in the requested folder, and beside them the recipe that analyses them."""
     request = progress.job.request
     folder = Path(request["folder"])
-    train_once(progress, request["data"], folder, request["settings"], exclusions_file=request.get("exclusions_file"))
-    return {"folder": str(folder), **read_json(folder / "training.json")}
+    train_once(progress, Recipe.from_dict(request["recipe"]), folder, request["settings"], request.get("exclusions"))
+    analysis = Recipe.from_dict({**request["recipe"], "name": folder.name, "checkpoints": {"folder": folder}})
+    write_text(folder / "analysis.toml", analysis.to_toml())
+    return {"folder": str(folder), "recipe": str(folder / "analysis.toml"), **read_json(folder / "training.json")}
 
 
 def train_once(
-    progress: Progress, data: dict[str, Any], folder: Path, settings: dict[str, Any], *, exclusions_file: str | None = None
+    progress: Progress, recipe: Recipe, folder: Path, settings: dict[str, Any], exclusions: dict[str, Any] | None = None
 ) -> None:
-    """Checkpoints and `training.json` are in the folder; the split is the stored one, whatever is excluded."""
+    """Checkpoints and `training.json` are in the folder; the split is the recipe's stored one, whatever is excluded.
+
+    Args:
+        settings: of the training, beside the recipe's task and model.
+        exclusions: `file` (its name) and `lines` of an exclusion list.
+    """
     from tracin_core.engine.training import train_ranker
 
-    recipe = Recipe.from_dict({"data": data, "checkpoints": {"folder": folder}})
     use_threads(recipe.engine)
     samples, inputs, _ = read_dataset(progress, recipe)
-    excluded = None
-    if exclusions_file is not None:
-        excluded = match_exclusions(read_exclusions(Path(exclusions_file)), samples["id"].tolist())
-        progress.say(f"exclusions: {len(excluded.samples)} samples and {len(excluded.pairs)} pairs matched")
-        for line in excluded.unmatched:
-            progress.say(f"exclusions: '{line}' is not in this data set")
+    listed = exclusions or {"file": None, "lines": []}
+    excluded = training_exclusions(listed["lines"], samples)
+    told = {name: list(getattr(excluded, name)) for name in ("matched", "elsewhere", "unmatched")}
     progress.step("training", 1)
     train_ranker(
         inputs,
         samples,
         folder,
+        **recipe.task.model_dump(include={"loss", "margin", "ghm_bins", "ghm_alpha"}, exclude_none=True),
         **settings,
-        exclude_samples=excluded.samples if excluded else frozenset(),
-        exclude_pairs=excluded.pairs if excluded else frozenset(),
-        exclusions_file=exclusions_file,
-        unmatched_exclusions=excluded.unmatched if excluded else (),
+        layout=recipe.model.layout,
+        exclude_samples=excluded.samples,
+        exclude_pairs=excluded.pairs,
+        exclusion_list={"file": listed["file"], **told},
         progress=progress.advance,
     )
 

@@ -1,7 +1,7 @@
 """Training a ranker, with the checkpoints that influence needs: epoch 0, a spread of epochs, and the learning rate in force."""
 
 import io
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tracin_core.data.files import write_json, write_whole
-from tracin_core.data.samples import all_pairs, require_classes
+from tracin_core.data.samples import all_pairs
 from tracin_core.engine.models import build_model
 from tracin_core.errors import NonFiniteError, TooFewClassesError
 from tracin_core.recipe import LossName, ModelSection
@@ -46,8 +46,7 @@ def train_ranker(
     *,
     exclude_samples: Collection[str] = frozenset(),
     exclude_pairs: Collection[frozenset[str]] = frozenset(),
-    exclusions_file: str | None = None,
-    unmatched_exclusions: Collection[str] = (),
+    exclusion_list: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -59,6 +58,7 @@ def train_ranker(
     Args:
         inputs: [n, 1, F, T], in the order of `samples`.
         samples: with the column `split`; train is trained on, validation and test are measured.
+        exclusion_list: where the exclusions come from: `file`, its name, which checkpoints record, and whatever `training.json` should.
         settings: fields of `TrainingSettings`.
 
     Raises:
@@ -71,10 +71,10 @@ def train_ranker(
     model = build_model(ModelSection.model_validate({"layout": chosen.layout})).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), lr=chosen.learning_rate, momentum=chosen.momentum)
     sides = {side: np.flatnonzero(samples["split"].to_numpy() == side) for side in ("train", "validation", "test")}
-    kept = np.array([row for row in sides["train"] if samples["id"].iloc[row] not in exclude_samples], dtype=np.int64)
-    require_classes(samples.iloc[kept])
+    kept = kept_rows(samples, sides["train"], exclude_samples)
     pairs = training_pairs(samples, kept, exclude_pairs)
     tensor = torch.from_numpy(inputs)
+    listed = dict(exclusion_list or {})
     history: list[dict[str, float]] = []
     rate_sum = 0.0
     for epoch in range(chosen.epochs + 1):
@@ -91,7 +91,7 @@ def train_ranker(
             history.append(
                 {"epoch": epoch, "rate_sum": rate_sum, **{f"{side}_{k}": v for side, m in measured.items() for k, v in m.items()}}
             )
-            save_checkpoint(folder, epoch, model, optimizer, chosen, history[-1], exclusions_file)
+            save_checkpoint(folder, epoch, model, optimizer, chosen, history[-1], listed.get("file"))
         if progress is not None:
             progress(epoch, chosen.epochs)
     excluded_pairs = len(training_pairs(samples, kept)["target"]) - len(pairs["target"])
@@ -100,17 +100,30 @@ def train_ranker(
         "history": history,
         "test_accuracy": history[-1].get("test_accuracy"),  # the random split has no test side
         "validation_accuracy": history[-1].get("validation_accuracy"),
+        "split": {side: len(rows) for side, rows in sides.items()},
         "train_samples": len(kept),
         "train_pairs": len(pairs["target"]),
-        "exclusions": {
-            "file": Path(exclusions_file).name if exclusions_file else None,
-            "samples": len(sides["train"]) - len(kept),
-            "pairs": excluded_pairs,
-            "unmatched": list(unmatched_exclusions),
-        },
+        "exclusions": {**listed, "samples": len(sides["train"]) - len(kept), "pairs": excluded_pairs},
     }
     write_json(folder / "training.json", manifest)
     return manifest
+
+
+def kept_rows(samples: pd.DataFrame, trained: npt.NDArray[np.int64], excluded: Collection[str]) -> npt.NDArray[np.int64]:
+    """Those of the training rows whose samples are not excluded.
+
+    Raises:
+        TooFewClassesError: they have fewer than two angles.
+    """
+    kept = trained[~samples["id"].iloc[trained].isin(list(excluded)).to_numpy()]
+    angles = samples["angle"].iloc[kept].unique()
+    if len(angles) < 2:
+        there = f"only the angle {angles[0]}°" if len(angles) else "no sample"
+        raise TooFewClassesError(
+            f"Ranking needs at least two different angles, but {len(trained) - len(kept)} of the {len(trained)} training samples are "
+            f"excluded, which leaves {there}; exclude fewer samples."
+        )
+    return kept
 
 
 def training_pairs(
@@ -226,7 +239,7 @@ def save_checkpoint(
             "learning_rate": chosen.learning_rate,
             "momentum": chosen.momentum,
             "seed": chosen.seed,
-            "exclusions_file": Path(exclusions_file).name if exclusions_file else None,
+            "exclusions_file": exclusions_file,
         },
     }
     buffer = io.BytesIO()

@@ -1,7 +1,7 @@
 """Files in the formats that exist: exclusion lists. Written whole, read line by line, nothing dropped in silence."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,33 @@ class MatchedExclusions:
     pairs: frozenset[frozenset[str]]
     matched: tuple[str, ...]
     unmatched: tuple[str, ...]
+    elsewhere: tuple[str, ...] = ()  # of the data set, but not of its training side
+
+
+def training_exclusions(lines: Sequence[str], samples: pd.DataFrame) -> MatchedExclusions:
+    """What a list takes away from the training side of these samples (columns id and split), and from no other side.
+
+    Raises:
+        ExclusionError: as `known_exclusions`.
+    """
+    known = known_exclusions(lines, samples["id"].tolist())
+    trained = match_exclusions(known.matched, samples.loc[samples["split"] == "train", "id"].tolist())
+    return replace(trained, elsewhere=trained.unmatched, unmatched=known.unmatched)
+
+
+def known_exclusions(lines: Sequence[str], sample_ids: Collection[str]) -> MatchedExclusions:
+    """As `match_exclusions`, for a list that is about this data set: some line of it matches, or it is empty.
+
+    Raises:
+        ExclusionError: every line is unknown here, or a line can be read in more than one way.
+    """
+    found = match_exclusions(lines, sample_ids)
+    if lines and not found.matched:
+        raise ExclusionError(
+            f"None of the list's {len(lines)} lines names a sample or pair of this data set, '{lines[0]}' for one; choose the list that "
+            f"was made for these recordings, or train without one."
+        )
+    return found
 
 
 def match_exclusions(lines: Sequence[str], sample_ids: Collection[str], pair_mode: PairMode | None = None) -> MatchedExclusions:

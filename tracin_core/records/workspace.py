@@ -21,16 +21,17 @@ from typing import Any
 import pandas as pd
 
 from tracin_core.data.readers import list_recordings
-from tracin_core.errors import NotFoundError, OutsideRootsError, WorkspaceError
+from tracin_core.errors import InputError, NotFoundError, OutsideRootsError, WorkspaceError
 from tracin_core.recipe import Recipe
 from tracin_core.records.catalogue import Catalogue
-from tracin_core.records.checkpoint_files import list_checkpoints
-from tracin_core.records.interchange import exclusion_files
+from tracin_core.records.checkpoint_files import SUFFIXES, list_checkpoints
+from tracin_core.records.interchange import exclusion_files, known_exclusions, read_exclusions
 from tracin_core.records.jobs import Job, JobQueue
 from tracin_core.records.runs import Run
 from tracin_core.records.store import BlockStore, digest_of
 
 FOLDERS = ("checkpoints", "datasets", "exports", "jobs", "kernels", "plugins", "recordings", "runs", "trainings")
+TRAINING_FILES = ("training.json", "analysis.toml")  # beside the checkpoints
 SEARCH_DEPTH = 5
 SEARCH_LIMIT = 500
 
@@ -144,22 +145,29 @@ class Workspace:
         return self.queue.submit("inspection", request, title=folder.name)
 
     def start_training(
-        self, *, data: dict[str, str], settings: dict[str, Any], folder: Path | None = None, exclusions_file: Path | None = None
+        self, recipe: Recipe, *, settings: dict[str, Any], folder: Path | None = None, exclusions_file: Path | None = None
     ) -> Job:
         """A training is on its way; its checkpoints go to the folder, by default a new one under `trainings/`.
 
         Args:
-            data: `root`, `material`, `frequency`, as in a recipe.
-            settings: keyword arguments of the training; what is left out is as in the demo's training.
-            exclusions_file: sample ids or pair ids to leave out of the training side.
+            recipe: its data, split, model, task and engine are the training's; its checkpoints are not read.
+            settings: keyword arguments of the training (epochs, learning_rate, seed); what is left out is as in the demo's training.
+            exclusions_file: sample ids or pair ids to leave out of the training side; it is read now.
+
+        Raises:
+            InputError: recordings, folder or list cannot be used; checked before anything starts.
         """
-        stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
-        name = f"{data['material']}_{data['frequency']}_{settings.get('loss', 'margin')}_{stamp}"
-        place = Path(os.path.abspath(folder)) if folder is not None else self.root / "trainings" / name
-        request = {"data": data, "settings": settings, "folder": str(place)}
+        samples = list_recordings(recipe.data.root, recipe.data.material, recipe.data.frequency)
+        name = f"{recipe.data.material}_{recipe.data.frequency}_{recipe.task.loss or 'margin'}_{datetime.now():%Y%m%d_%H%M%S_%f}"
+        name = f"SIMULATED_{name}" if recipe.simulated else name
+        place = self.root / "trainings" / name if folder is None else Path(os.path.abspath(folder))
+        request: dict[str, Any] = {"recipe": recipe.to_dict(), "settings": settings, "folder": str(place)}
         if exclusions_file is not None:
-            request["exclusions_file"] = os.path.abspath(exclusions_file)
-        return self.queue.submit("training", request, title=place.name)
+            lines = read_exclusions(exclusions_file)
+            known_exclusions(lines, samples["id"].tolist())
+            request["exclusions"] = {"file": exclusions_file.name, "lines": lines}
+        prepare_folder(place)
+        return self.queue.submit("training", request, title=name)
 
     def jobs(self, limit: int = 20) -> list[Job]:
         """Newest first; a dead worker is noticed and replaced by this look."""
@@ -281,6 +289,25 @@ class Workspace:
                 if len(found) >= SEARCH_LIMIT:
                     return found
         return found
+
+
+def prepare_folder(folder: Path) -> None:
+    """The folder is there for a training's files, and holds no other's, among which its checkpoints would be counted.
+
+    Raises:
+        InputError: it cannot be made or written to, or it is in use.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES or path.name in TRAINING_FILES)
+    except OSError as failure:
+        raise InputError(
+            f"The folder '{folder}' cannot be used ({failure.strerror}); choose one that you may write to."
+        ) from failure
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"The folder '{folder}' may not be written to; choose one that you may write to.")
+    if there:
+        raise InputError(f"The folder '{folder}' is in use already (it holds '{there[0]}'); choose a new one.")
 
 
 def configured_roots() -> list[Path]:
