@@ -533,6 +533,31 @@ def test_unknown_and_frozen_parameters_are_refused() -> None:
     assert set(dict(coverage(model, samples)).values()) == {"frozen"}
 
 
+@pytest.mark.parametrize(
+    ("name", "samples", "message"),
+    [
+        (
+            "classifier",
+            torch.ones(3, 4, dtype=torch.int64),
+            r"'left' holds int64 numbers, and the model, whose weights are float64",
+        ),
+        ("classifier", torch.ones(3, 4), r"holds float32 numbers.*the weights' own"),
+        ("conv net", torch.ones(3, 2, 6, 6, dtype=torch.uint8), r"holds uint8 numbers"),
+        ("embedding", torch.ones(3, 6), r"'left' holds float32 numbers.*int64 for an embedding"),
+    ],
+)
+def test_numbers_of_the_wrong_type_are_refused(name: str, samples: Tensor, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        tangent_kernel(model_of(CASES[name]), samples)
+
+
+def test_an_error_of_the_models_own_is_left_as_it_is() -> None:
+    """Only a type that is wrong is called wrong."""
+    model = model_of(MODELS["classifier"])
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        tangent_kernel(model, torch.ones(3, 5, dtype=torch.float64))
+
+
 def test_samples_that_do_not_match_are_refused() -> None:
     model = model_of(MODELS["siamese"])
     with pytest.raises(DataError, match=r"'left' holds tensors of \[3, 4\] samples"):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracin_core.engine.memory import is_out_of_memory
 from tracin_core.errors import BatchCoupledModelError, DataError, NonFiniteError, OutputShapeError
 
 Samples = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -109,8 +110,14 @@ def checked_outputs(model: nn.Module, side: Side, rows: slice) -> Tensor:
     Raises:
         OutputShapeError: not one Tensor with one row per sample.
         NonFiniteError: names the first sample with a NaN or infinite output.
+        DataError: the samples are numbers of another type than the model takes.
     """
-    outputs = forward(model, side.take(rows, device_of(model)))
+    samples = side.take(rows, device_of(model))
+    try:
+        outputs = forward(model, samples)
+    except (RuntimeError, ValueError) as error:
+        refuse_types(model, side, error)
+        raise
     if not isinstance(outputs, Tensor):
         raise OutputShapeError(
             f"The model returns a {type(outputs).__name__}; wrap it so that it returns the one Tensor to be explained."
@@ -130,6 +137,19 @@ def checked_outputs(model: nn.Module, side: Side, rows: slice) -> Tensor:
             f"{cause}. Use an earlier checkpoint, or leave the sample out."
         )
     return outputs
+
+
+def refuse_types(model: nn.Module, side: Side, error: Exception) -> None:
+    """Raises DataError where the samples' type, other than the weights', is what the model may have failed on."""
+    weights = {parameter.dtype for parameter in model.parameters()}
+    types = {tensor.dtype for tensor in tensors_of(side.samples)}
+    if types <= weights or is_out_of_memory(error) or "type" not in str(error).lower():
+        return
+    given, taken = (", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) for kinds in (types, weights))
+    raise DataError(
+        f"'{side.name}' holds {given} numbers, and the model, whose weights are {taken}, cannot take them ({error}). Convert the samples "
+        f"to the type that its first layer takes: the weights' own, or int64 for an embedding."
+    ) from error
 
 
 @contextmanager
@@ -154,6 +174,7 @@ def borrowed(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         model.eval()
+        refuse_training(model)
         # Fused attention calls no layer and cuts padding off, so outputs without a gradient would be others than those with one.
         torch.backends.mha.set_fastpath_enabled(False)
         for name, parameter in model.named_parameters():
@@ -174,6 +195,16 @@ def borrowed(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
                 parameter.requires_grad_(flag)
         for tensor, found in changeable:
             tensor.data.copy_(found)
+
+
+def refuse_training(model: nn.Module) -> None:
+    """Raises BatchCoupledModelError for a batch normalisation that eval mode does not reach."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise BatchCoupledModelError(
+                f"'{path}' is a {type(module).__name__} that stays in training mode after model.eval(): a sample's output would depend "
+                f"on its neighbours in the batch. Let its train() follow the mode that it is given."
+            )
 
 
 @contextmanager

@@ -9,10 +9,18 @@ from torch import Tensor, nn
 from tracin_core.engine.batches import Samples, Side, borrowed, checked_outputs, device_of
 from tracin_core.engine.gradients import graph_of, one_by_one
 from tracin_core.engine.kernel import coverage, tangent_kernel
+from tracin_core.engine.memory import is_out_of_memory
 from tracin_core.errors import BatchCoupledModelError, DataError, ModelError
 
 PROBES = 8  # samples that are tried; a coupled batch shows with two
 COMPARED = 4  # of these, samples whose gradients are also taken by plain autograd
+
+# Layers that do something else in training.
+TWO_MODES = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.dropout._DropoutNd,
+    nn.RReLU,
+)
 
 # Relative difference that is still rounding: the same sums in another order, over networks of ordinary depth.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -41,10 +49,13 @@ class Check:
 def check_model(model: nn.Module, inputs: Samples, *, cotangent: Tensor | None = None) -> list[Check]:
     """Tries the model on the first few samples; the model is left as it was found.
 
+    eval_mode         no layer that behaves otherwise in training was left in training mode
     finite_weights    every parameter and buffer is a number
     deterministic     the same samples give the same outputs, bit for bit
     batch_coupling    each sample alone gives what it gives in a batch
+    trainable         no parameter is frozen, and so left out of every score
     coverage          every trainable parameter takes part in the outputs
+    paths             how each parameter's gradient is taken; each is exact, without a rule it is slower
     products          the kernel equals the products of plain autograd's gradients, sample by sample
 
     Args:
@@ -60,10 +71,13 @@ def check_model(model: nn.Module, inputs: Samples, *, cotangent: Tensor | None =
     if cotangent is not None:
         probes.cotangent = cotangent[side.batches[0]]
     trials: dict[str, Callable[[nn.Module, Side], tuple[float, str, bool]]] = {
+        "eval_mode": eval_mode,
         "finite_weights": finite_weights,
         "deterministic": deterministic,
         "batch_coupling": batch_coupling,
+        "trainable": trainable_share,
         "coverage": reached_parameters,
+        "paths": paths,
         "products": products,
     }
     checks = []
@@ -72,8 +86,26 @@ def check_model(model: nn.Module, inputs: Samples, *, cotangent: Tensor | None =
             value, detail, passed = trial(model, probes)
         except ModelError as refusal:
             value, detail, passed = float("nan"), str(refusal), False
+        except (RuntimeError, ValueError) as failure:
+            if is_out_of_memory(failure):
+                raise
+            value, passed = float("nan"), False
+            detail = f"The model fails on {probes.count} samples, or on one alone: {failure}. Try it with model.eval() on a batch of one."
         checks.append(Check(name, passed, value, f"health.{name}", detail))
     return checks
+
+
+def eval_mode(model: nn.Module, probes: Side) -> tuple[float, str, bool]:
+    """Counts the layers in training mode whose outputs would be others than in eval mode."""
+    left = {path: type(layer).__name__ for path, layer in model.named_modules() if layer.training and isinstance(layer, TWO_MODES)}
+    if not left:
+        return 0.0, "The model is in eval mode.", True
+    path, kind = next(iter(left.items()))
+    detail = (
+        f"{len(left)} layers are in training mode, first '{path}' ({kind}). Scores are computed in eval mode, with running statistics "
+        f"and without dropout; call model.eval() so that the outputs you compare them with are computed so too."
+    )
+    return float(len(left)), detail, False
 
 
 def finite_weights(model: nn.Module, probes: Side) -> tuple[float, str, bool]:
@@ -127,8 +159,35 @@ def batch_coupling(model: nn.Module, probes: Side) -> tuple[float, str, bool]:
     return worst, str(refusal), False
 
 
+def trainable_share(model: nn.Module, probes: Side) -> tuple[float, str, bool]:
+    """The share of the parameters' numbers that are trainable."""
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    share = 1 - sum(sizes[name] for name in frozen) / max(1, sum(sizes.values()))
+    if not frozen:
+        return share, f"All {len(sizes)} parameters are trainable.", True
+    detail = (
+        f"{len(frozen)} of {len(sizes)} parameters are frozen, first '{frozen[0]}', and left out of every score. Set requires_grad on "
+        f"them if they were trained."
+    )
+    return share, detail, False
+
+
+def paths(model: nn.Module, probes: Side) -> tuple[float, str, bool]:
+    """The share of the trainable numbers that a rule serves; every parameter with its path."""
+    served = dict(coverage(model, probes.samples))
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    by_rule = sum(size for name, size in sizes.items() if served[name].startswith("rule"))
+    slow = [name for name in sizes if not served[name].startswith("rule")]
+    told = "Every trainable parameter is served by a rule"
+    if slow:
+        told = f"No rule reaches {len(slow)} parameters, first '{slow[0]}'; their gradients are as exact, and slower"
+    listed = "; ".join(f"{name}: {path}" for name, path in served.items())
+    return by_rule / max(1, sum(sizes.values())), f"{told}. {listed}.", True
+
+
 def reached_parameters(model: nn.Module, probes: Side) -> tuple[float, str, bool]:
-    """The share of trainable numbers that the outputs depend on, and how their gradients are taken."""
+    """The share of trainable numbers that the outputs depend on."""
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     with borrowed(model, tuple(trainable)):
         _, uses = graph_of(checked_outputs(model, probes, probes.batches[0]))
@@ -143,9 +202,7 @@ def reached_parameters(model: nn.Module, probes: Side) -> tuple[float, str, bool
             f"zero. Check that the checkpoint belongs to this model, or freeze them."
         )
         return share, detail, False
-    paths = [path.partition(":")[0] for name, path in coverage(model, probes.samples) if name in trainable]
-    told = ", ".join(f"{paths.count(path)} by {path}" for path in dict.fromkeys(paths))
-    return share, f"All {len(trainable)} trainable parameters count ({told}).", True
+    return share, f"All {len(trainable)} trainable parameters count.", True
 
 
 def products(model: nn.Module, probes: Side) -> tuple[float, str, bool]:
