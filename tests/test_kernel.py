@@ -20,6 +20,7 @@ from engine_cases import (
     model_of,
     part,
     samples_of,
+    tokens,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,14 +128,25 @@ def test_pair_identity() -> None:
     torch.testing.assert_close(between.diag(), (ours**2).sum(1), **FLOAT64)
 
 
-@pytest.mark.parametrize("name", ["positions", "transformer"])
-def test_outputs_with_and_without_gradients_are_those_of_one_model(name: str) -> None:
-    """PyTorch's fused attention, which it takes only without gradients, would cut padding off."""
-    case = MODELS[name]
+def test_outputs_with_and_without_gradients_are_those_of_one_model() -> None:
+    """PyTorch's fused attention, which it takes only without gradients, puts zeros where a sequence is padded."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = nn.Embedding(9, 4)
+            self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return torch.sin(self.encoder(self.tokens(tokens), src_key_padding_mask=tokens > 6)).sum((1, 2))
+
+    case = Case(Padded, tokens)
     model, samples = model_of(case), samples_of(case, 6)
+    samples[:, 0] = 1
     plain = model(samples).detach()
-    assert torch.backends.mha.get_fastpath_enabled()
     torch.testing.assert_close(model_outputs(model, samples), plain, **FLOAT64)
+    rows = joined(autograd_rows(model, samples, 6))
+    torch.testing.assert_close(tangent_kernel(model, samples), rows @ rows.T, **FLOAT64)
     assert torch.backends.mha.get_fastpath_enabled()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tracin_core.engine import memory
 from tracin_core.engine.gradients import Gradients, Part
 from tracin_core.engine.kernel import coverage, memory_estimate, tangent_kernel, tangent_kernel_by_layer, tangent_norms
-from tracin_core.engine.memory import SmallerTileWarning, is_out_of_memory, plan_tiling
+from tracin_core.engine.memory import SmallerTileWarning, is_out_of_memory, plan_tiling, smaller_tile
 from tracin_core.errors import MachineError
 
 CONV_NET = MODELS["conv net"]
@@ -116,7 +116,7 @@ def test_running_out_of_memory_is_no_reason_to_distrust_torch_func() -> None:
 
     class Bare(Exhausting):
         def __init__(self) -> None:
-            super().__init__({4: RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")})
+            super().__init__({5: RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")})
             self.scale = nn.Parameter(torch.ones(()))
 
         def forward(self, x: Tensor) -> Tensor:
@@ -125,8 +125,15 @@ def test_running_out_of_memory_is_no_reason_to_distrust_torch_func() -> None:
     case = Case(Bare, image(2, 6, 6))
     model, samples = model_of(case), samples_of(case, 4)
     with pytest.raises(RuntimeError, match="not enough memory"):
-        coverage(model, samples)  # of the two passes per batch, the fourth belongs to torch.func
+        coverage(model, samples)  # the fifth pass is the one under torch.func
     assert dict(coverage(model, samples))["scale"] == "torch.func"
+
+
+def test_each_time_half_as_much_is_kept() -> None:
+    with pytest.warns(SmallerTileWarning, match="no room.: 3 units of gradients are kept from here on instead of 7"):
+        assert smaller_tile(7, "no room", torch.device("cpu")) == 3
+    with pytest.raises(MemoryError, match="no room"):
+        smaller_tile(1, "no room", torch.device("cpu"))
 
 
 def test_other_errors_are_not_mistaken_for_it() -> None:

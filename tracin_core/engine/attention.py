@@ -41,7 +41,10 @@ class SeenAttention(TorchFunctionMode):
         given = call.arguments
         path = self.paths.get(id(given["in_proj_weight"]))
         alone = given["query"] is given["key"] is given["value"] and given["query"].dim() == 3
-        if path is None or not alone or any(given[name] is not None and given[name] is not False for name in UNUSUAL):
+        unusual = any(given[name] is not None and given[name] is not False for name in UNUSUAL)
+        # `nn.MultiheadAttention` has made numbers of its masks already.
+        boolean = any(given[name] is not None and given[name].dtype == torch.bool for name in ("attn_mask", "key_padding_mask"))
+        if path is None or not alone or unusual or boolean:
             return func(*args, **kwargs)
         return self_attention(given, path, self.note)
 
@@ -79,16 +82,9 @@ def attention_mask(given: dict[str, Any], samples: int, like: Tensor) -> Tensor 
         return None
     total = None
     if mask is not None:
-        mask = additive(mask, like)
+        mask = mask.to(like)
         total = mask if mask.dim() == 2 else mask.view(samples, -1, *mask.shape[1:])
     if padding is not None:
-        padding = additive(padding, like)[:, None, None, :]
+        padding = padding.to(like)[:, None, None, :]
         total = padding if total is None else total + padding
     return total
-
-
-def additive(mask: Tensor, like: Tensor) -> Tensor:
-    """-inf where a boolean mask hides; a mask of numbers as it is."""
-    if mask.dtype != torch.bool:
-        return mask.to(like)
-    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
