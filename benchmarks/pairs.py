@@ -19,8 +19,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,10 +32,9 @@ import pandas as pd
 import psutil
 import torch
 from captum.influence import TracInCP
+from common import processor, rounded, tell
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tracin_core.data.readers import list_recordings, read_inputs
 from tracin_core.data.samples import all_pairs, split_samples, stratified_pairs
@@ -323,24 +320,6 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
-        return asked.stdout.strip() or platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def rounded(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-def tell(line: str) -> None:
-    """Progress goes to stderr, so that stdout is the line of JSON alone."""
-    print(f"pairs: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

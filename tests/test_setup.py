@@ -40,11 +40,20 @@ def pins(file: str) -> dict[str, str]:
     return {normal(match[1]): match[2] for match in split if match is not None}
 
 
-@pytest.mark.parametrize("file", REQUIREMENTS)
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-test.txt"])
 def test_the_pinned_version_is_the_installed_one(file: str) -> None:
     """What is tested is what others will install; `+cpu` and the like name a build of the same version."""
     installed = {name: version(name).split("+")[0] for name in pins(file)}
     assert installed == pins(file)
+
+
+def test_a_peer_that_tests_use_too_has_one_version() -> None:
+    """Benchmarks install their peers when they are run, into the same environment."""
+    shared = pins("requirements-test.txt").keys() & pins("requirements-bench.txt").keys()
+    assert shared == {"captum"}
+    assert {name: pins("requirements-bench.txt")[name] for name in shared} == {
+        name: pins("requirements-test.txt")[name] for name in shared
+    }
 
 
 @pytest.mark.parametrize("file", REQUIREMENTS)
