@@ -332,6 +332,30 @@ def test_measures_are_their_formulas(case: Case, loss: PairLoss) -> None:
         np.testing.assert_array_equal(view.influence(name), next(block for _, block in view.blocks(5))[:, 2], err_msg=measure)
 
 
+@settings(max_examples=25, deadline=None)
+@given(case=CASES, loss=SETTINGS)
+def test_mean_and_worst_influence_are_over_live_tests(case: Case, loss: PairLoss) -> None:
+    view = case.view(loss)
+    live = ~view.dead_tests
+    if not live.any():
+        with pytest.raises(ViewError, match="nothing to average"):
+            view.mean_influence()
+        return
+    slow = slow_influence(view, case)[:, live]
+    np.testing.assert_allclose(view.mean_influence(), slow.mean(axis=1), **FLOAT64)
+    np.testing.assert_allclose(view.worst_influence(), slow.min(axis=1), **FLOAT64)
+
+
+@pytest.mark.parametrize("pair_mode", ["ranking_pair", "full_pair", "sample"])
+def test_the_suggested_threshold_chooses_a_few(pair_mode: str) -> None:
+    view = make_case(1).view()
+    threshold = view.suggested_threshold(2, pair_mode)
+    below = view.sweep(2, pair_mode).counts([threshold, 0.0])
+    counted = "samples" if pair_mode == "sample" else "pairs"
+    assert threshold <= 0
+    assert below[counted][0] < below[counted][1]
+
+
 def test_the_mean_rank_is_over_live_tests() -> None:
     """A dead test ranks every pair in the middle; it would only pull the mean there."""
     case = make_case(8)

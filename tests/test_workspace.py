@@ -103,7 +103,9 @@ def test_a_run_has_the_tables_the_design_promises(computed: Workspace, recipe: R
     view = run.view()
     assert view.self_influence().shape == (len(run.train_pairs),)
     assert view.influence().shape == (len(run.train_pairs), len(run.test_pairs))
-    assert run.health()["passed"].all()
+    health = run.health()
+    assert health["passed"].all()
+    assert {"finite_weights", "deterministic", "batch_coupling", "coverage", "products"} <= set(health["check"])
     picture, sound = run.preview(run.samples["id"][0])
     assert picture.stat().st_size > 0
     assert sound.stat().st_size > 0

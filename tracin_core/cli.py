@@ -147,7 +147,6 @@ def compute_influence(
             raise typer.BadParameter(f"give {', '.join(sorted(absent))}, or --recipe analysis.toml.")
         chosen = Recipe.from_dict(
             {
-                "simulated": is_simulated(data_root),
                 "model": given({"layout": layout}),
                 "data": {"root": data_root, "material": material, "frequency": frequency},
                 "task": {"loss": loss_named(loss_type), "margin": margin},
@@ -298,11 +297,6 @@ def require_free(host: str, port: int) -> None:
         ) from failure
 
 
-def is_simulated(data_root: Path | None) -> bool:
-    """The recordings in this folder say of themselves that they were made by a simulation."""
-    return data_root is not None and (data_root / "SIMULATED.txt").is_file()
-
-
 def simulated_mark(simulated: bool) -> str:
     return " [SIMULATED data]" if simulated else ""
 
@@ -341,8 +335,8 @@ def training_recipe(place: "Workspace", run_id: str | None, *, data: dict[str, A
         task = {"loss": run.loss.name, **{name: getattr(run.loss, name) for name in ("margin", "ghm_bins", "ghm_alpha")}, **task}
         say(f"As run {run.id}: {run.name}{simulated_mark(run.simulated)}")
     data = {**known["data"], **data}
-    same = data == known["data"] and known.get("simulated", False)
-    return Recipe.from_dict({**known, "data": data, "task": task, "simulated": same or is_simulated(Path(data["root"]))})
+    simulated = data == known["data"] and known.get("simulated", False)
+    return Recipe.from_dict({**known, "data": data, "task": task, "simulated": simulated})
 
 
 def loss_named(loss_type: str | None) -> str | None:

@@ -9,13 +9,14 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tracin_core.errors import RecipeError
 
+SIMULATED_MARK: Final = "SIMULATED.txt"  # lies beside recordings that were not measured
 LossName = Literal["margin", "ghm", "ghm_legacy", "logistic", "squared_hinge"]
 
 
@@ -107,6 +108,13 @@ class Recipe(Section):
     def named(self) -> Self:
         if not self.name:
             object.__setattr__(self, "name", self.checkpoints.folder.name)
+        return self
+
+    @model_validator(mode="after")
+    def told_as_simulated(self) -> Self:
+        """Recordings that say of themselves that they were simulated cannot be analysed under another flag."""
+        if (self.data.root / SIMULATED_MARK).is_file():
+            object.__setattr__(self, "simulated", True)
         return self
 
     @classmethod

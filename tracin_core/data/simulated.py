@@ -20,7 +20,7 @@ import soundfile
 
 from tracin_core.data.files import write_json, write_text
 from tracin_core.errors import DataError
-from tracin_core.recipe import SplitSection
+from tracin_core.recipe import SIMULATED_MARK, SplitSection
 
 RATE: Final = 48_000
 SECONDS: Final = 0.25
@@ -89,9 +89,7 @@ def simulate_recordings(
         )
     plan = fault_plan(takes, split or SplitSection(), seed)
     faults: list[PlantedFault] = []
-    write_text(
-        root / "SIMULATED.txt", f"SIMULATED recordings ({material}, {frequency}), made by TracIn Studio; not measurements.\n"
-    )
+    write_text(root / SIMULATED_MARK, f"SIMULATED recordings ({material}, {frequency}), made by TracIn Studio; not measurements.\n")
     for done, (angle, take) in enumerate((angle, take) for angle in ANGLES for take in range(takes)):
         name = sample_name(material, angle, frequency, take)
         wave = record(angle, take, material, frequency, seed, bad=take == plan.bad_take)

@@ -161,8 +161,9 @@ class Run:
         return [epoch for epoch in epochs if epoch > 0] or epochs
 
     def health(self) -> pd.DataFrame:
-        """The engine's checks of itself, one row each: check, passed, detail."""
-        return pd.DataFrame(list(self.manifest.health), columns=["check", "passed", "detail"])
+        """The engine's checks of itself, one row each: check, passed, value (what was measured), detail."""
+        checks = pd.DataFrame(list(self.manifest.health), columns=["name", "passed", "value", "detail"])
+        return checks.rename(columns={"name": "check"})
 
     def preview(self, sample_id: str) -> tuple[Path, Path]:
         """The sample's small picture and its playable sound, as written by the worker.

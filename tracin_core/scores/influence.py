@@ -251,16 +251,47 @@ class View:
         Raises:
             ViewError: every test pair is dead.
         """
-        live = np.flatnonzero(~self.dead_tests)
-        if live.size == 0:
-            raise ViewError(
-                f"All {len(self.test_pairs)} test pairs are dead under {self.loss.describe()}, so there is nothing to rank; choose a "
-                f"larger margin, or the score difference as test quantity."
-            )
+        live = self._live_tests()
         total = np.zeros(len(self.train_pairs))
         for row in live:
             total += percentiles(self._dot(slice(row, row + 1)))[:, 0]
         return np.asarray(total / live.size)
+
+    def mean_influence(self) -> Array:
+        """One number per training pair: the view's measure, averaged over the live test pairs: [N].
+
+        Raises:
+            ViewError: every test pair is dead.
+        """
+        live = np.zeros(len(self.test_pairs))
+        live[self._live_tests()] = 1
+        total = np.zeros(len(self.train_pairs))
+        for place, scores in self.blocks():
+            total += scores @ live[place]
+        return np.asarray(total / live.sum())
+
+    def worst_influence(self) -> Array:
+        """One number per training pair: its lowest measure over the live test pairs: [N]; below 0 where it harms any of them.
+
+        Raises:
+            ViewError: every test pair is dead.
+        """
+        live = self._live_tests()
+        lowest = np.full(len(self.train_pairs), np.inf)
+        for place, scores in self.blocks():
+            here = live[(live >= place.start) & (live < place.stop)] - place.start
+            lowest = np.minimum(lowest, scores[:, here].min(axis=1, initial=np.inf))
+        return lowest
+
+    def _live_tests(self) -> npt.NDArray[np.int64]:
+        """Places of the test pairs that have a gradient at some checkpoint; refuses where there is none."""
+        live = np.flatnonzero(~self.dead_tests)
+        if live.size == 0:
+            raise ViewError(
+                f"All {len(self.test_pairs)} test pairs are dead under {self.loss.describe()}, so there is nothing to average; choose a "
+                f"larger margin, or the score difference as test quantity."
+            )
+        return live
 
     def _measured(self, place: slice, dot: Array) -> Array:
         """The measure, from the dot influences on the test pairs of this place."""
@@ -411,6 +442,18 @@ class View:
         scores = self.influence()
         once = scores if kept.all() and counted.all() else scores[np.ix_(kept, counted)]
         return rules.sweep_of_pairs(rules.kth_lowest(once, min_occurrences), first, second, len(self.train_samples))
+
+    def suggested_threshold(self, min_occurrences: int = 3, pair_mode: rules.PairMode = "ranking_pair") -> float:
+        """A threshold to begin with, on this run's own scale: about 2 % of the pairs (or samples) are harmful below it.
+
+        Raises:
+            ExclusionError, ViewError: as `sweep`.
+        """
+        rules.check_rule(0.0, min_occurrences, None, pair_mode)
+        self._require_dot()
+        counted = rules.first_of_each(self.test_pairs)
+        scores = self.sample_influence() if pair_mode == "sample" else self.influence()
+        return float(f"{rules.suggested_threshold(scores[:, counted], min_occurrences):.3g}")
 
     def _require_dot(self) -> None:
         if self.measure != "dot":
