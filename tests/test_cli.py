@@ -381,7 +381,7 @@ def test_the_demo_is_a_finished_run_of_a_ranker_that_ranks(tmp_path: Path) -> No
     (run,) = (shell.place.run(run_id) for run_id in shell.place.runs().query("state == 'done'")["id"])
     assert f"Run {run.id}: SIMULATED box 1000hz [SIMULATED data]\n" in answer.stdout
     assert run.health()["passed"].all()
-    assert run.checkpoints["epoch"].tolist() == [0, 2, 5, 10, 15, 20, 30]
+    assert run.checkpoints["epoch"].tolist() == [0, 2, 5, 8, 12, 16, 20]
     accuracy = re.search(r"Pair accuracy on the test side: (\S+)", answer.stdout)
     assert accuracy is not None
     assert float(accuracy[1]) >= 0.85

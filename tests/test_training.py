@@ -56,13 +56,24 @@ def test_checkpoints_are_in_the_labs_format(samples: pd.DataFrame, inputs: np.nd
         content = load(tmp_path, epoch)
         assert content["epoch"] == epoch
         Ranker().load_state_dict(content["model_state_dict"])
-        assert content["optimizer_state_dict"]["param_groups"][0]["lr"] == 0.01
+        assert content["optimizer_state_dict"]["param_groups"][0]["lr"] == pytest.approx([0.01, 0.01, 0.005][epoch])
         assert content["args"]["loss_type"] == "standard"
         assert (content["args"]["margin"], content["args"]["exclusions_file"]) == (3.0, "list.txt")
-        assert content["rate_sum"] == pytest.approx(epoch * 2 * 0.01)  # 27 pairs make 2 batches of 16
+        assert content["rate_sum"] == pytest.approx([0, 0.02, 0.03][epoch])  # 27 pairs make 2 batches of 16
         assert content["val_accuracy"] == manifest["history"][epoch]["validation_accuracy"]
     assert json.loads((tmp_path / "training.json").read_text()) == manifest
     assert (manifest["train_samples"], manifest["train_pairs"]) == (9, 27)
+
+
+@pytest.mark.parametrize(("schedule", "share"), [("cosine", [1, 1, 0.75, 0.25]), ("constant", [1, 1, 1, 1])])
+def test_a_checkpoint_records_the_rate_that_led_to_it(
+    samples: pd.DataFrame, inputs: np.ndarray, tmp_path: Path, schedule: str, share: list[float]
+) -> None:
+    train_ranker(inputs, samples, tmp_path, epochs=3, save_epochs=(1, 2), batch_pairs=16, learning_rate=0.1, schedule=schedule)
+    rates = [load(tmp_path, epoch)["optimizer_state_dict"]["param_groups"][0]["lr"] for epoch in range(4)]
+    assert rates == pytest.approx([0.1 * part for part in share])
+    sums = np.diff([load(tmp_path, epoch)["rate_sum"] for epoch in range(4)])
+    assert sums == pytest.approx([2 * rate for rate in rates[1:]])
 
 
 def test_same_seed_same_bytes(samples: pd.DataFrame, inputs: np.ndarray, tmp_path: Path) -> None:
@@ -78,7 +89,7 @@ def test_same_seed_same_bytes(samples: pd.DataFrame, inputs: np.ndarray, tmp_pat
 
 def test_training_lowers_its_loss(samples: pd.DataFrame, inputs: np.ndarray, tmp_path: Path) -> None:
     """On separable pictures the loss falls and most pairs come out right, on the held-out sides too."""
-    history = train_ranker(inputs, samples, tmp_path, epochs=30, save_epochs=(30,), batch_pairs=16)["history"]
+    history = train_ranker(inputs, samples, tmp_path, epochs=30, save_epochs=(30,), batch_pairs=16, schedule="constant")["history"]
     assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
     assert min(history[-1][f"{side}_accuracy"] for side in ("train", "validation", "test")) > 0.8
 

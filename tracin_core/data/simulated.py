@@ -30,7 +30,7 @@ AIR_DENSITY: Final = 1.21
 SOUND_SPEED: Final = 343.0
 RADIUS: Final = 0.09
 HARMONICS_DB: Final = (0, -36, -46, -54, -60, -64)
-HISS_DB: Final = -46.0
+HISS_DB: Final = -40.0  # carries the angle over the whole band: at -46 a ranker of 60 recordings stays below .85
 WRONG_LABELS: Final = 4
 TRUTH: Final = "truth.json"
 

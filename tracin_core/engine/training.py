@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,10 @@ class TrainingSettings:
     margin: float = 10.0
     ghm_bins: int = 10
     ghm_alpha: float = 0.75
-    epochs: int = 30
-    save_epochs: tuple[int, ...] = (2, 5, 10, 15, 20, 30)
+    epochs: int = 20
+    save_epochs: tuple[int, ...] = (2, 5, 8, 12, 16, 20)
     learning_rate: float = 0.01
+    schedule: Literal["cosine", "constant"] = "cosine"
     momentum: float = 0.9
     batch_pairs: int = 256
     seed: int = 42
@@ -76,6 +77,7 @@ def train_ranker(
     tensor = torch.from_numpy(inputs)
     listed = dict(exclusion_list or {})
     history: list[dict[str, float]] = []
+    scheduler = rate_scheduler(optimizer, chosen)
     rate_sum = 0.0
     for epoch in range(chosen.epochs + 1):
         loss = 0.0
@@ -85,13 +87,15 @@ def train_ranker(
                 raise NonFiniteError(
                     f"The training loss is {loss} in epoch {epoch}; choose a smaller learning rate than {chosen.learning_rate}."
                 )
-            rate_sum += steps * chosen.learning_rate
+            rate_sum += steps * float(scheduler.get_last_lr()[0])
         if epoch == 0 or epoch in chosen.save_epochs or epoch == chosen.epochs:
             measured = {side: measure(model, tensor, samples, rows, chosen) for side, rows in {**sides, "train": kept}.items()}
             history.append(
                 {"epoch": epoch, "rate_sum": rate_sum, **{f"{side}_{k}": v for side, m in measured.items() for k, v in m.items()}}
             )
             save_checkpoint(folder, epoch, model, optimizer, chosen, history[-1], listed.get("file"))
+        if epoch > 0:
+            scheduler.step()  # after saving: a checkpoint records the rate that led to it
         if progress is not None:
             progress(epoch, chosen.epochs)
     excluded_pairs = len(training_pairs(samples, kept)["target"]) - len(pairs["target"])
@@ -124,6 +128,16 @@ def kept_rows(samples: pd.DataFrame, trained: npt.NDArray[np.int64], excluded: C
             f"excluded, which leaves {there}; exclude fewer samples."
         )
     return kept
+
+
+def rate_scheduler(optimizer: torch.optim.Optimizer, chosen: TrainingSettings) -> torch.optim.lr_scheduler.LRScheduler:
+    """Epoch e of E learns at the rate times (1 + cos(pi (e - 1) / E)) / 2 (Loshchilov and Hutter 2017), or at the rate itself.
+
+    A rate that falls settles the last checkpoints: at a constant one, held-out accuracy still moved by several points between epochs.
+    """
+    if chosen.schedule == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(chosen.epochs, 1))
 
 
 def training_pairs(
@@ -237,6 +251,7 @@ def save_checkpoint(
             "ghm_alpha": chosen.ghm_alpha,
             "batch_size": chosen.batch_pairs,
             "learning_rate": chosen.learning_rate,
+            "schedule": chosen.schedule,
             "momentum": chosen.momentum,
             "seed": chosen.seed,
             "exclusions_file": exclusions_file,
