@@ -223,6 +223,8 @@ def test_exports_are_checked_against_the_data_set(computed: Workspace, recipe: R
     assert len(lines) == 5
     assert "SIMULATED" in text.read_text(encoding="utf-8")
     assert run.digest in provenance.read_text(encoding="utf-8")
+    listed = open_workspace(computed.root).exported_exclusions(run)
+    assert listed[["text", "provenance", "entries", "who"]].iloc[0].tolist() == [text, provenance, 5, "tester"]
     wrong = chosen.assign(id=["nobody_somebody"] * len(chosen), id1="nobody")
     with pytest.raises((ExclusionError, DataError), match="nobody"):
         computed.export_exclusions(run, wrong, rule)

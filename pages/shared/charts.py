@@ -4,6 +4,7 @@ A heavy tail on both sides of zero is drawn on an asinh axis: linear near zero, 
 loss makes many) stand apart from the bins, or they would hide everything else.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -28,6 +29,7 @@ DIVERGING: Final = [
     [1.0, "#7fb0d8"],
 ]  # harmful, none, helpful; told apart without colour vision
 FONT: Final = "'Source Sans', 'Noto Sans TC', 'Noto Sans CJK TC', 'PingFang TC', 'Microsoft JhengHei', sans-serif"
+QUANTILES: Final = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 LIMIT: Final = 200_000  # numbers in one figure; a browser becomes slow beyond
 
 
@@ -155,6 +157,12 @@ def threshold_steps(axis: Axis, value: float, steps: int = 400) -> Array:
     return np.unique(np.minimum([*rounded, min(value, 0.0)], 0.0) + 0.0)
 
 
+def quantiles(scores: npt.ArrayLike) -> dict[float, float]:
+    """Share -> the score that so many lie at or below, over the finite scores, exact zeros among them."""
+    values = np.asarray(scores, dtype=float)
+    return dict(zip(QUANTILES, np.quantile(values[np.isfinite(values)], QUANTILES).tolist(), strict=True))
+
+
 def short(value: float) -> str:
     """A number with three digits and k, M or G where it is long."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -217,7 +225,8 @@ def grid_figure(grid: pd.DataFrame, values: str, *, x: str, y: str, name: str, c
     figure = go.Figure(
         go.Heatmap(
             z=shown, x=[f"{angle}°" for angle in columns], y=[f"{angle}°" for angle in rows], text=texts, texttemplate="%{text}",
-            textfont={"color": INK}, hoverinfo="skip", xgap=2, ygap=2, colorbar={"title": {"text": name}}, **_colours(grid[values]),
+            textfont={"color": INK, "size": 12}, hoverinfo="skip", xgap=2, ygap=2,
+            colorbar={"title": {"text": name}, "thickness": 12}, **_colours(grid[values]),
         )
     )  # fmt: skip
     figure.add_scatter(
@@ -254,6 +263,16 @@ def ranked_figure(ranked: pd.DataFrame, values: str, names: str, *, x: str) -> g
     figure.update_xaxes(title_text=x, fixedrange=True)
     figure.update_yaxes(autorange="reversed", automargin=True, fixedrange=True)
     return _finished(figure, height=120 + 26 * len(ranked))
+
+
+def contributions_figure(terms: npt.ArrayLike, names: Sequence[str], *, x: str, y: str) -> go.Figure:
+    """What each checkpoint adds to one influence: a bar each, in their order."""
+    values = np.asarray(terms, dtype=float)
+    colours = [BLUE if value >= 0 else RED for value in values]
+    figure = go.Figure(go.Bar(x=list(names), y=values, marker_color=colours, hovertemplate="%{x}: %{y:,.4g}<extra></extra>"))
+    figure.update_xaxes(type="category", title_text=x, fixedrange=True)
+    figure.update_yaxes(title_text=y, fixedrange=True)
+    return _finished(figure, height=220)
 
 
 def _colours(values: pd.Series) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 import base64
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
@@ -18,6 +20,7 @@ from pages.shared.session import plain
 from tracin_core.errors import JobFailedError, TracInError
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
+from tracin_core.scores.influence import View, top_share
 
 log = logging.getLogger(__name__)
 HERE: Final = Path(__file__).parent
@@ -50,12 +53,15 @@ def nothing_matches(reason: str) -> None:
 
 
 def progress(job: Job) -> None:
-    """A job's title, bar, step and remaining time."""
+    """A job's title and state; while it is live also bar, step and remaining time."""
     key = f"job.step.{job.step}"
     step = t(key) if has(key) else plain(job.step)
     eta = t("job.eta", duration=duration(job.eta_seconds)) if job.eta_seconds is not None else ""
     st.markdown(f"**{plain(job.title)}**")
-    st.progress(min(max(job.fraction, 0.0), 1.0), text=" · ".join(filter(None, [t(f"job.state.{job.state}"), step, eta])))
+    if job.is_live:
+        st.progress(min(max(job.fraction, 0.0), 1.0), text=" · ".join(filter(None, [t(f"job.state.{job.state}"), step, eta])))
+    else:
+        st.markdown(t(f"job.state.{job.state}"))
 
 
 def duration(seconds: float) -> str:
@@ -64,6 +70,81 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return t("duration.seconds", n=whole)
     return t("duration.minutes", minutes=whole // 60, seconds=whole % 60)
+
+
+# ---- a run in figures and words -------------------------------------------------------------------------------------------------
+
+
+def key_figures(run: Run, view: View) -> None:
+    """Five numbers that say whether the run is sound."""
+    own = view.self_influence()
+    accuracy = run.checkpoints["validation_accuracy"].iloc[-1]
+    figures = {
+        "pairs": f"{len(view.train_pairs):,}",
+        "tests": t("figure.tests.value", live=int((~view.dead_tests).sum()), total=len(view.test_pairs)),
+        "zeros": f"{np.mean(own == 0):.1%}",
+        "top_share": f"{top_share(own):.0%}",
+        "accuracy": "–" if pd.isna(accuracy) else f"{accuracy:.1%}",
+    }
+    for (name, value), column in zip(figures.items(), st.columns(len(figures)), strict=True):
+        column.metric(t(f"figure.{name}"), value, help=t(f"figure.{name}.help"), border=True)
+
+
+def health(run: Run) -> None:
+    """The engine's checks of itself in plain words; what was measured, on request."""
+    checks = run.health()
+    for _, check in checks.iterrows():
+        icon = ":green[:material/check_circle:]" if check["passed"] else ":orange[:material/warning:]"
+        st.markdown(f"{icon} {t('health.' + check['check'])}" + ("" if check["passed"] else f"  \n{plain(check['detail'])}"))
+    with st.expander(t("health.details")):
+        for _, check in checks.iterrows():
+            st.markdown(f"**{plain(check['check'])}** {plain(check['detail'])}")
+
+
+def planted_faults(run: Run, ranked: pd.DataFrame) -> None:
+    """For simulated recordings: which faults were planted, and how many of the first pairs touch one. Nothing for real ones."""
+    if not run.truth:
+        return
+    wrong = {fault["sample"] for fault in run.truth if fault["kind"] == "wrong_label"}
+    touching = ranked["id1"].isin(wrong) | ranked["id2"].isin(wrong)
+    first = touching.head(50)
+    with st.expander(t("truth.title"), icon=":material/science:"):
+        st.markdown(t("truth.found", found=int(first.sum()), first=len(first), samples=len(wrong), share=f"{touching.mean():.0%}"))
+        table = pd.DataFrame(run.truth)
+        table["kind"] = [t(f"truth.{kind}") for kind in table["kind"]]
+        table["detail"] = [", ".join(f"{name} = {value}" for name, value in detail.items()) for detail in table["detail"]]
+        names = {name: t(f"truth.column.{name}") for name in ("sample", "kind", "detail")}
+        st.dataframe(table[list(names)], hide_index=True, column_config=names)
+
+
+# ---- choices that a link carries ------------------------------------------------------------------------------------------------
+
+SCORES: Final = ("self_influence", "mean_influence", "worst_influence")
+
+
+def choose_code(name: str, codes: Sequence[str], *, key: str) -> str:
+    """One of a few codes, shown in the language in use (texts `<name>` and `<name>.<code>`); the first is the default."""
+    return str(
+        st.segmented_control(
+            t(name),
+            list(codes),
+            format_func=lambda code: t(f"{name}.{code}"),
+            required=True,
+            **session.linked(key, codes[0], valid=codes),
+        )
+    )
+
+
+def choose_score(*, key: str) -> str:
+    """Which number of each training pair the page is about."""
+    return choose_code("score", SCORES, key=key)
+
+
+def score_values(view: View, score: str) -> charts.Array:
+    """That number of every training pair."""
+    return {"self_influence": view.self_influence, "mean_influence": view.mean_influence, "worst_influence": view.worst_influence}[
+        score
+    ]()
 
 
 # ---- charts ---------------------------------------------------------------------------------------------------------------------
@@ -96,6 +177,36 @@ def cell_name(low: int, high: int) -> str:
     return f"{low}-{high}"
 
 
+def spread_in_words(values: charts.Array) -> str:
+    """A histogram's takeaway: how many scores, exact zeros, middle and tails."""
+    at = charts.quantiles(values)
+    told = {name: charts.short(at[share]) for name, share in (("low", 0.05), ("median", 0.5), ("high", 0.95))}
+    return t("spread.words", n=len(values), zeros=int(np.sum(values == 0)), **told)
+
+
+def grid_in_words(cells: pd.DataFrame, statistic: str) -> str:
+    """A grid's takeaway: its lowest and highest cell."""
+    low, high = cells.loc[cells[statistic].idxmin()], cells.loc[cells[statistic].idxmax()]
+    told = [f"{int(cell['low'])}° – {int(cell['high'])}° ({charts.short(cell[statistic])})" for cell in (low, high)]
+    return t("grid.words", lowest=told[0], highest=told[1])
+
+
+def quantile_table(quantiles: dict[float, float]) -> None:
+    """Quantiles in one row."""
+    st.dataframe(pd.DataFrame([{f"{share:.0%}": charts.short(value) for share, value in quantiles.items()}]), hide_index=True)
+
+
+def ranked(examples: pd.DataFrame, *, key: str) -> None:
+    """The strongest examples as bars; says so where there is none."""
+    if examples.empty:
+        nothing_matches(t("ranked.none"))
+        return
+    named = examples.assign(name=[pair_label(pair) for _, pair in examples.iterrows()])
+    first = named.iloc[0]
+    alt = t("ranked.words", n=len(named), name=first["name"], value=charts.short(first["influence"]))
+    chart(charts.ranked_figure(named, "influence", "name", x=t("score.influence")), key=key, alt=alt)
+
+
 # ---- examples -------------------------------------------------------------------------------------------------------------------
 
 
@@ -110,9 +221,11 @@ def take(sample_id: str) -> str:
     return sample_id.rpartition("_")[2]
 
 
-def choose_pair(pairs: pd.DataFrame, *, key: str, label: str) -> str:
-    """The id of the pair chosen, by its angles and takes; tied to the address."""
-    names = {str(pair["id"]): pair_label(pair) for _, pair in pairs.iterrows()}
+def choose_pair(pairs: pd.DataFrame, *, dead: npt.NDArray[np.bool_], key: str, label: str) -> str:
+    """The id of the pair chosen, by its angles and takes, the dead ones last and marked; tied to the address."""
+    order = np.argsort(dead, kind="stable")
+    marks = {True: t("pair.dead"), False: ""}
+    names = {str(pairs["id"].iloc[row]): pair_label(pairs.iloc[row]) + marks[bool(dead[row])] for row in order}
     picker = session.linked(key, next(iter(names)), valid=names)
     return str(st.selectbox(label, list(names), format_func=names.__getitem__, **picker))
 
@@ -135,12 +248,46 @@ def choose_cell(grid: pd.DataFrame, *, key: str, label: str) -> tuple[int, int] 
     return int(low), int(high)
 
 
-def gallery(run: Run, examples: pd.DataFrame, *, key: str, columns: dict[str, Any] | None = None, rows: int = 20) -> str | None:
+def score_columns(score: str, *, percentile: bool = True) -> dict[str, Any]:
+    """The gallery's columns for pairs ranked by a score; without percentiles where there is little room."""
+    value = {"score": st.column_config.NumberColumn(t(f"score.{score}"), format="compact")}
+    return {**value, **percentile_column()} if percentile else value
+
+
+def percentile_column() -> dict[str, Any]:
+    return {"percentile": st.column_config.NumberColumn(t("percentile"), format="%.1f", help=t("percentile.help"))}
+
+
+def influence_columns() -> dict[str, Any]:
+    """The gallery's columns for the proponents or opponents of a test pair."""
+    return {
+        "influence": st.column_config.NumberColumn(t("score.influence"), format="compact"),
+        **percentile_column(),
+        "contributions": st.column_config.BarChartColumn(t("contributions"), help=t("contributions.help")),
+    }
+
+
+def explore(
+    run: Run, examples: pd.DataFrame, *, key: str, columns: dict[str, Any], rows: int = 20, sounds: bool = True
+) -> str | None:
+    """A gallery, and below it the card of the row selected, else of the first; gives back that pair's id."""
+    picked = gallery(run, examples, key=key, columns=columns, rows=rows, sounds=sounds)
+    if examples.empty:
+        return None
+    pair = examples.iloc[0] if picked is None else examples[examples["id"] == picked].iloc[0]
+    pair_card(run, pair)
+    return str(pair["id"])
+
+
+def gallery(
+    run: Run, examples: pd.DataFrame, *, key: str, columns: dict[str, Any], rows: int = 20, sounds: bool = True
+) -> str | None:
     """A table of examples with both spectrograms and players; gives back the id of the selected row.
 
     Args:
         examples: columns id, id1, id2, and those named in `columns`, best first; the first `rows` are shown, and said to be.
         columns: column -> `st.column_config` or label, in the order shown.
+        sounds: False where there is little room; the card below has the players.
     """
     shown = examples.head(rows).reset_index(drop=True)
     if shown.empty:
@@ -148,27 +295,30 @@ def gallery(run: Run, examples: pd.DataFrame, *, key: str, columns: dict[str, An
         return None
     table = pd.DataFrame({"id": shown["id"]})
     for side in ("1", "2"):
-        table[f"angle{side}"] = [f"{int(angle)}°" for angle in shown[f"angle{side}"]]
+        ends = zip(shown[f"angle{side}"], shown[f"id{side}"], strict=True)
+        table[f"angle{side}"] = [f"{int(angle)}° · {take(sample)}" for angle, sample in ends]
         table[f"picture{side}"] = [data_url(run, sample)[0] for sample in shown[f"id{side}"]]
         table[f"sound{side}"] = [data_url(run, sample)[1] for sample in shown[f"id{side}"]]
-    table = table.join(shown[list(columns or {})])
+    table = table.join(shown[list(columns)])
+    parts = ("angle", "picture", "sound") if sounds else ("angle", "picture")
     selection = st.dataframe(
         table,
         key=key,
         hide_index=True,
         row_height=72,
         height=min(36 + 72 * len(table), 540),
-        column_order=[*(columns or {}), *(f"{name}{side}" for side in "12" for name in ("angle", "picture", "sound"))],
+        column_order=[*columns, *(f"{name}{side}" for side in "12" for name in parts)],
         column_config={
             **{f"angle{side}": t("pair.side", side=side) for side in "12"},
             **{f"picture{side}": st.column_config.ImageColumn(t("spectrogram"), width="small") for side in "12"},
             **{f"sound{side}": st.column_config.AudioColumn(t("sound"), width="small") for side in "12"},
-            **(columns or {}),
+            **columns,
         },
         on_select="rerun",
         selection_mode="single-row",
     )
-    st.markdown(f":small[{t('gallery.shown', shown=len(shown), total=len(examples))}]")
+    told = t("gallery.shown", shown=len(shown), total=len(examples)) + (f" {t('gallery.play')}" if sounds else "")
+    st.markdown(f":small[{told}]")
     picked = selection["selection"]["rows"]
     return str(table["id"].iloc[picked[0]]) if picked and picked[0] < len(table) else None
 

@@ -223,6 +223,17 @@ class Workspace:
             )
         return files
 
+    def exported_exclusions(self, run: Run) -> pd.DataFrame:
+        """One row per exported list of a run, newest first: created, who, why, entries, text and provenance (paths of its files).
+
+        Lists whose files were moved away are left out.
+        """
+        rows = self.catalogue.read("SELECT * FROM exclusion WHERE run_id = ? ORDER BY created DESC", (run.id,))
+        table = pd.DataFrame([dict(row) for row in rows], columns=["created", "who", "why", "entries", "file"])
+        text = [self.root / "exports" / run.id / name for name in table["file"]]
+        table = table.assign(text=text, provenance=[path.with_suffix(".json") for path in text]).drop(columns="file")
+        return table[[path.is_file() for path in text]].reset_index(drop=True)
+
     # ---- folders that may be read -------------------------------------------------------------------------------------------
 
     def resolve(self, folder_id: str) -> Path:

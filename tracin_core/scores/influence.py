@@ -385,15 +385,30 @@ class View:
 
     def angle_grid(self, values: npt.ArrayLike) -> pd.DataFrame:
         """Per unordered angle pair of the training pairs: low, high (degrees), n, mean, median of the values that are not NaN."""
-        given = np.asarray(values, dtype=float)
-        if given.shape != (len(self.train_pairs),):
-            raise ViewError(
-                f"The angle grid needs one value for each of {len(self.train_pairs)} training pairs, not {given.shape}."
-            )
+        given = self._one_each(values)
         low = np.minimum(self.train_pairs["angle1"].to_numpy(), self.train_pairs["angle2"].to_numpy())
         high = np.maximum(self.train_pairs["angle1"].to_numpy(), self.train_pairs["angle2"].to_numpy())
         frame = pd.DataFrame({"low": low, "high": high, "value": given})
         return frame.groupby(["low", "high"])["value"].agg(n="count", mean="mean", median="median").reset_index()
+
+    def _one_each(self, values: npt.ArrayLike) -> Array:
+        given = np.asarray(values, dtype=float)
+        if given.shape != (len(self.train_pairs),):
+            raise ViewError(f"One value is needed for each of {len(self.train_pairs)} training pairs, not {given.shape}.")
+        return given
+
+    def ranked(self, values: npt.ArrayLike, *, ascending: bool = False, cell: tuple[int, int] | None = None) -> pd.DataFrame:
+        """The training pairs by one value each, highest first (or lowest), equals by id; those of one angle pair, if one is named.
+
+        Columns: those of `train_pairs`, score, percentile (mid-rank among all training pairs).
+        """
+        given = self._one_each(values)
+        table = self.train_pairs.assign(score=given, percentile=percentiles(given[:, None])[:, 0])
+        if cell is not None:
+            table = table[
+                (table[["angle1", "angle2"]].min(axis=1) == cell[0]) & (table[["angle1", "angle2"]].max(axis=1) == cell[1])
+            ]
+        return table.sort_values(["score", "id"], ascending=[ascending, True], ignore_index=True)
 
     # ---- choosing -----------------------------------------------------------------------------------------------------------
 
@@ -442,6 +457,12 @@ class View:
         scores = self.influence()
         once = scores if kept.all() and counted.all() else scores[np.ix_(kept, counted)]
         return rules.sweep_of_pairs(rules.kth_lowest(once, min_occurrences), first, second, len(self.train_samples))
+
+    def removed(self, chosen: pd.DataFrame) -> npt.NDArray[np.bool_]:
+        """Which training pairs a list from `exclusions` takes out of a training: the pairs it names, or all pairs of the samples: [N]."""
+        if "id1" in chosen.columns:
+            return self.train_pairs["id"].isin(chosen["id"]).to_numpy()
+        return self.train_pairs[["id1", "id2"]].isin(chosen["id"].tolist()).any(axis=1).to_numpy()
 
     def suggested_threshold(self, min_occurrences: int = 3, pair_mode: rules.PairMode = "ranking_pair") -> float:
         """A threshold to begin with, on this run's own scale: about 2 % of the pairs (or samples) are harmful below it.
@@ -511,6 +532,13 @@ def percentiles(scores: Array) -> Array:
     if scores.size == 0:
         return np.zeros_like(scores)
     return np.asarray(100 * (stats.rankdata(scores, method="average", axis=0) - 0.5) / len(scores))
+
+
+def top_share(values: Array, share: float = 0.01) -> float:
+    """How much of the sum of |values| the largest `share` of them holds (at least one of them); 0 where all are 0."""
+    sizes = np.sort(np.abs(values))[::-1]
+    total = float(sizes.sum())
+    return float(sizes[: max(1, round(share * sizes.size))].sum()) / total if total else 0.0
 
 
 def _ratio(dot: Array, scale: Array) -> Array:

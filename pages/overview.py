@@ -1,0 +1,29 @@
+"""Is this run sound, and where to look first?"""
+
+import streamlit as st
+
+from pages.shared import charts, frame, session, widgets
+from pages.shared.i18n import t
+
+FIRST = 5
+
+with frame.page("page.overview"):
+    run = session.selected_run()
+    view = session.view(run)
+    own = view.self_influence()
+    widgets.key_figures(run, view)
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        st.subheader(t("overview.spread"))
+        bins = charts.histogram(own)
+        figure = charts.histogram_figure(bins, x=t("score.self_influence"), y=t("axis.pairs"), zeros=t("axis.zeros"))
+        widgets.chart(figure, key="overview.spread", alt=widgets.spread_in_words(own))
+        frame.page_link("distribution", t("overview.more"), icon=":material/arrow_forward:")
+    with right:
+        st.subheader(t("overview.health"))
+        widgets.health(run)
+    st.subheader(t("overview.first"))
+    st.markdown(t("overview.first.why"))
+    hardest = view.ranked(own)
+    widgets.explore(run, hardest, key="overview.first", columns=widgets.score_columns("self_influence"), rows=FIRST)
+    widgets.planted_faults(run, hardest)

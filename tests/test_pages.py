@@ -1,0 +1,262 @@
+"""Every page in every state: nothing yet, something, failed; in both languages; without a browser."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import lab
+import pytest
+from conftest import ROOT, texts_of
+from streamlit.testing.v1 import AppTest
+from test_workspace import stop_worker
+
+from pages.shared import frame
+from pages.shared.computing import folders
+from pages.shared.i18n import LANGUAGES, texts
+from tracin_core.records.runs import Run
+from tracin_core.records.workspace import Workspace, open_workspace
+
+PAGES = [name for pages in frame.SECTIONS.values() for name in pages]
+ABOUT_A_RUN = [name for name in PAGES if name != "compute"]
+
+
+@dataclass(frozen=True)
+class Studio:
+    """A workspace with one finished run."""
+
+    place: Workspace
+    run: Run
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    place = open_workspace(tmp_path_factory.mktemp("studio"))
+    recordings = lab.make_recordings(place.root / "recordings" / "small")
+    run = place.compute(lab.recipe_for(recordings, lab.train_small(recordings, place.root / "trainings" / "small")))
+    assert isinstance(run, Run)
+    yield Studio(place, run)
+    stop_worker(place)
+
+
+@pytest.fixture
+def look(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
+    """`look("angles", cell="36-72")`: a page of the dashboard over the finished run."""
+    return viewer(studio.place.root, monkeypatch)
+
+
+def viewer(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
+    monkeypatch.setenv("TRACIN_WORKSPACE", str(workspace))
+
+    def look_(name: str, **parameters: object) -> AppTest:
+        test = AppTest.from_file(str(ROOT / "pages" / "shared" / "router.py"), default_timeout=60).run()
+        if name != PAGES[0]:
+            test.switch_page(str(ROOT / "pages" / f"{name}.py"))
+        for key, value in parameters.items():
+            test.query_params[key] = str(value)
+        return test.run()
+
+    return look_
+
+
+def said(language: str, key: str, **values: object) -> str:
+    return texts(language)[key].format(**values)
+
+
+# ---- nothing yet ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("name", PAGES)
+def test_without_a_run_a_page_says_how_to_begin(open_page: Callable[..., AppTest], name: str, language: str) -> None:
+    test = open_page(name, lang=language)
+    assert not test.exception
+    assert not test.error
+    assert test.header[0].value == said(language, f"page.{name}")
+    if name == "compute":
+        assert said(language, "compute.no_jobs") in texts_of(test)
+        assert said(language, "compute.no_checkpoints", roots="workspace") in texts_of(test)
+    else:
+        assert said(language, "empty.title") in texts_of(test)
+        assert test.button(key="start_demo").label == said(language, "empty.demo")
+
+
+# ---- something ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_finished_run_is_shown_and_told_as_simulated(
+    look: Callable[..., AppTest], studio: Studio, name: str, language: str
+) -> None:
+    test = look(name, lang=language, run=studio.run.id)
+    assert not test.exception
+    assert not test.error
+    assert not test.warning or name == "threshold"
+    assert test.header[0].value == said(language, f"page.{name}")
+    assert studio.run.digest[:8] in texts_of(test)
+    assert said(language, "run.simulated") in texts_of(test)
+
+
+def test_scores_scales_and_tails_change_what_is_shown(look: Callable[..., AppTest], studio: Studio) -> None:
+    view = studio.run.view()
+    shown = {}
+    for score in ("self_influence", "mean_influence", "worst_influence"):
+        for tail in ("high", "low"):
+            test = look("distribution", score=score, scale="linear", tail=tail)
+            assert not test.error
+            shown[score, tail] = test.dataframe[1].value["id"].iloc[0]
+    own = view.self_influence()
+    assert shown["self_influence", "high"] == view.train_pairs["id"][own.argmax()]
+    assert shown["mean_influence", "low"] == view.train_pairs["id"][view.mean_influence().argmin()]
+    assert shown["worst_influence", "low"] == view.train_pairs["id"][view.influence().min(axis=1).argmin()]
+
+
+def test_a_logarithm_of_negative_scores_is_advice_and_the_choice_stays(look: Callable[..., AppTest]) -> None:
+    test = look("distribution", score="mean_influence", scale="log")
+    assert "no logarithm" in test.error[0].value
+    test.button_group(key="scale").set_value("linear").run()
+    assert not test.error
+
+
+def test_a_cell_shows_its_pairs_alone(look: Callable[..., AppTest]) -> None:
+    test = look("angles", cell="36-72")
+    assert {
+        tuple(row) for row in test.dataframe[0].value[["angle1", "angle2"]].map(lambda text: text.split("°")[0]).to_numpy()
+    } == {("36", "72")}
+
+
+def test_neighbours_are_those_of_the_chosen_test_pair(look: Callable[..., AppTest], studio: Studio) -> None:
+    view = studio.run.view()
+    test_pair = view.test_pairs["id"][7]
+    proponents, opponents = view.top(test_pair, 20)
+    for side, expected in (("proponents", proponents), ("opponents", opponents)):
+        test = look("neighbours", test=test_pair, side=side)
+        assert test.dataframe[0].value["id"].tolist() == expected["id"].tolist()
+
+
+@pytest.mark.parametrize("mode", ["ranking_pair", "full_pair", "sample"])
+def test_the_list_is_the_rules_own(look: Callable[..., AppTest], studio: Studio, mode: str) -> None:
+    view = studio.run.view()
+    threshold = view.suggested_threshold(2, mode)
+    test = look("threshold", mode=mode, m=2, most=4, T=threshold)
+    chosen = view.exclusions(threshold, 2, 4, mode)
+    assert test.dataframe[0].value["id"].tolist() == chosen["id"].tolist()
+    assert test.metric[0].value == str(len(chosen))
+    assert test.metric[1].value == f"{view.sweep(2, mode).counts(threshold)['pairs'][0]:,}"
+
+
+def test_a_rule_that_nothing_meets_says_so(look: Callable[..., AppTest], studio: Studio) -> None:
+    view = studio.run.view()
+    most = len(view.test_pairs)
+    test = look("threshold", m=most)
+    assert said("en", "threshold.nothing", occurrences=most, tests=most) in texts_of(test)
+
+
+def test_a_written_list_is_on_disk_and_survives_the_session(look: Callable[..., AppTest], studio: Studio) -> None:
+    test = look("threshold", m=1, most=3)
+    test.text_input(key="who").set_value("Ada").run()
+    test.button(key="write_list").click().run()
+    assert not test.error
+    newest = studio.place.exported_exclusions(studio.run).iloc[0]
+    lines = [line for line in newest["text"].read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert lines == test.dataframe[0].value["id"].tolist()
+    assert newest["who"] == "Ada"
+    command = look("threshold").code[0].value
+    assert f"--run {studio.run.id} --exclusions-file" in command
+    assert command.endswith(newest["text"].name)
+    assert os.path.exists(command.split()[-1])
+
+
+def test_an_analysis_starts_from_the_page_and_an_equal_one_from_the_cache(look: Callable[..., AppTest], studio: Studio) -> None:
+    test = look("compute")
+    assert "36 recordings, 6 angles, 6 takes." in texts_of(test)
+    for side, count in {"train": 3, "validation": 2, "test": 1}.items():
+        test.number_input(key=f"{side}.6").set_value(count)
+    test.button(key="start").click().run()
+    assert not test.error
+    job = studio.place.jobs(limit=1)[0]
+    assert job.kind == "analysis"
+    studio.place.queue.wait(job.id)
+    started = studio.place.run(str(job.run_id))
+    assert started.simulated
+    assert started.splits["train"]["id"].tolist() == studio.run.splits["train"]["id"].tolist()
+    test.button(key="start").click().run()
+    assert said("en", "compute.cached") in texts_of(test)
+
+
+def test_a_folder_can_be_looked_into(look: Callable[..., AppTest], studio: Studio) -> None:
+    test = look("compute")
+    test.button(key="inspect").click().run()
+    studio.place.queue.wait(studio.place.jobs(limit=1)[0].id)
+    found = test.run().dataframe[0].value
+    assert found["epoch"].tolist() == [0, 1, 2]
+    assert found["accepted"].all()
+
+
+# ---- failed ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("name", ABOUT_A_RUN)
+def test_a_damaged_block_is_advice_on_every_page(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, language: str
+) -> None:
+    place = shutil.copytree(studio.place.root, tmp_path / "damaged")
+    block = sorted((place / "kernels" / studio.run.manifest.groups[-1]).glob("*-*.f32"))[0]
+    raw = bytearray(block.read_bytes())
+    raw[7] ^= 1
+    block.write_bytes(raw)
+    test = viewer(place, monkeypatch)(name, lang=language, run=studio.run.id)
+    assert not test.exception
+    assert block.stem in test.error[0].value.replace("\\", "")
+    assert said(language, "error.MachineError.next") in test.error[0].value
+
+
+@pytest.mark.parametrize("name", ABOUT_A_RUN)
+def test_a_link_to_a_run_that_is_gone_says_so(look: Callable[..., AppTest], name: str) -> None:
+    test = look(name, run="gone")
+    assert "There is no run 'gone'" in test.error[0].value
+    assert not test.metric
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("neighbours", "test", "nobody"), ("angles", "cell", "0-1"), ("threshold", "T", "3"), ("distribution", "scale", "cubic")],
+)
+def test_a_value_that_does_not_exist_is_named(look: Callable[..., AppTest], name: str, key: str, value: str) -> None:
+    test = look(name, **{key: value})
+    assert f"{key} = {value}" in test.warning[0].value.replace("\\", "")
+    assert not test.error
+
+
+@pytest.mark.parametrize(
+    ("folder", "files", "message"),
+    [
+        ("strange", {"model_epoch_1.pt": b"cos\nsystem\n(S'echo'\ntR."}, "model_epoch_1"),
+        ("other", {"weights.pt": b""}, "has no file named 'model_epoch_"),
+    ],
+)
+def test_bad_checkpoints_are_advice_on_the_page(
+    look: Callable[..., AppTest], studio: Studio, folder: str, files: dict[str, bytes], message: str
+) -> None:
+    place = studio.place.root / "trainings" / folder
+    place.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (place / name).write_bytes(content)
+    folders.clear()  # what was there a moment ago is remembered for some seconds
+    test = look("compute", folder=f"workspace/trainings/{folder}")
+    test.button(key="inspect").click().run()
+    if not test.error:
+        studio.place.queue.wait(studio.place.jobs(limit=1)[0].id)
+        test.run()
+    shutil.rmtree(place)
+    shown = [error.value for error in test.error] + [frame_.value.to_string() for frame_ in test.dataframe]
+    assert message in "".join(shown).replace("\\", "")
+    assert test.error or "refused" in test.warning[0].value
+
+
+def test_a_folder_outside_the_roots_cannot_be_linked(look: Callable[..., AppTest]) -> None:
+    test = look("compute", folder="workspace/../..")
+    assert "folder = workspace/../.." in test.warning[0].value.replace("\\", "")
