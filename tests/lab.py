@@ -1,11 +1,16 @@
 """A small lab for tests: real recordings, a really trained ranker, a workspace; two minutes of the demo in a few seconds."""
 
+import os
+import signal
 from pathlib import Path
+
+import psutil
 
 from tracin_core.data.readers import list_recordings, read_inputs
 from tracin_core.data.samples import split_samples
 from tracin_core.data.simulated import simulate_recordings
 from tracin_core.recipe import Recipe, SplitSection
+from tracin_core.records.workspace import Workspace
 
 MATERIAL, FREQUENCY = "box", "1000hz"
 SPLIT = SplitSection(train=3, validation=2, test=1)
@@ -38,3 +43,18 @@ def recipe_for(recordings: Path, checkpoints: Path, **engine: object) -> Recipe:
             "engine": {"threads": 1, **engine},
         }
     )
+
+
+def worker_pids(place: Workspace) -> list[int]:
+    """The living processes that serve this workspace, found by their command line."""
+    pids = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if "tracin_core.worker" in command and str(place.root) in command:
+            pids.append(process.pid)
+    return pids
+
+
+def stop_worker(place: Workspace) -> None:
+    for pid in worker_pids(place):
+        os.kill(pid, signal.SIGKILL)

@@ -17,7 +17,6 @@ from typing import Any
 
 import lab
 import numpy as np
-import psutil
 import pytest
 import soundfile
 import torch
@@ -60,13 +59,6 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "tracin_core", *words]
 
 
-def stop_worker(place: Workspace) -> None:
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if "tracin_core.worker" in words and str(place.root) in words:
-            process.kill()
-
-
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """A small lab: recordings, checkpoints of three epochs, the recipe of their analysis."""
@@ -74,7 +66,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     lab.train_small(lab.make_recordings(home / "recordings"), home / "checkpoints", epochs=2)
     (home / "analysis.toml").write_text(lab.recipe_for(home / "recordings", home / "checkpoints").to_toml())
     yield Shell(home)
-    stop_worker(Shell(home).place)
+    lab.stop_worker(Shell(home).place)
 
 
 @pytest.fixture(scope="module")
@@ -376,7 +368,7 @@ def test_the_demo_is_a_finished_run_of_a_ranker_that_ranks(tmp_path: Path) -> No
     started = time.monotonic()
     answer = shell("demo", patience=DEMO_PATIENCE)
     print(f"demo: {time.monotonic() - started:.0f} s\n{answer.stdout}")
-    stop_worker(shell.place)
+    lab.stop_worker(shell.place)
     assert (answer.returncode, answer.stderr) == (0, "")
     (run,) = (shell.place.run(run_id) for run_id in shell.place.runs().query("state == 'done'")["id"])
     assert f"Run {run.id}: SIMULATED box 1000hz [SIMULATED data]\n" in answer.stdout

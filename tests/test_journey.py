@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import lab
 import pytest
 from conftest import ROOT, Server, idle, start_server, stop_server, visit
 from playwright.sync_api import Page, expect
-from test_workspace import stop_worker
 
 from tracin_core.records.workspace import Workspace, open_workspace
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.browser
 def place(tmp_path: Path) -> Iterator[Workspace]:
     workspace = open_workspace(tmp_path / "workspace")
     yield workspace
-    stop_worker(workspace)
+    lab.stop_worker(workspace)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import lab
 import pytest
 from conftest import ROOT, texts_of
 from streamlit.testing.v1 import AppTest
-from test_workspace import stop_worker
 
 from pages.shared import frame
 from pages.shared.computing import folders
@@ -37,7 +36,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     run = place.compute(lab.recipe_for(recordings, lab.train_small(recordings, place.root / "trainings" / "small")))
     assert isinstance(run, Run)
     yield Studio(place, run)
-    stop_worker(place)
+    lab.stop_worker(place)
 
 
 @pytest.fixture

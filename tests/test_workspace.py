@@ -1,9 +1,7 @@
 """The whole path below the pages, with real files and real worker processes."""
 
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +11,7 @@ import lab
 import numpy as np
 import psutil
 import pytest
+from lab import stop_worker, worker_pids
 
 from tracin_core.errors import (
     CheckpointError,
@@ -62,21 +61,6 @@ def place(tmp_path: Path) -> Workspace:
     workspace = open_workspace(tmp_path / "workspace")
     yield workspace
     stop_worker(workspace)
-
-
-def worker_pids(place: Workspace) -> list[int]:
-    """The living processes that serve this workspace, found by their command line."""
-    pids = []
-    for process in psutil.process_iter(["cmdline"]):
-        command = process.info["cmdline"] or []
-        if "tracin_core.worker" in command and str(place.root) in command:
-            pids.append(process.pid)
-    return pids
-
-
-def stop_worker(place: Workspace) -> None:
-    for pid in worker_pids(place):
-        os.kill(pid, signal.SIGKILL)
 
 
 def kernel_bytes(place: Workspace) -> dict[str, bytes]:
