@@ -42,6 +42,14 @@ CHROMIUM_ARGUMENTS = [
 PATIENCE_MS = 30_000
 
 
+LONGEST = ("test_journey.py", "test_workspace.py", "test_cli.py", "test_pages.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, so that two cores end together."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 # ---- without a browser ----------------------------------------------------------------------------------------------------------
 
 

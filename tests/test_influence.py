@@ -448,7 +448,7 @@ def test_the_angle_grid_rolls_up_unordered_angle_pairs() -> None:
             if sorted((pair.angle1, pair.angle2)) == [cell.low, cell.high] and not np.isnan(value)
         ]
         assert (cell.n, cell.mean, cell.median) == (len(own), np.mean(own), np.median(own))
-    with pytest.raises(ViewError, match="one value for each of 16 training pairs"):
+    with pytest.raises(ViewError, match="One value is needed for each of 16 training pairs"):
         view.angle_grid(values[:3])
 
 
