@@ -13,7 +13,8 @@ with frame.page("page.angles"):
         statistic = widgets.choose_code("statistic", ("mean", "median"), key="statistic")
     values = widgets.score_values(view, score)
     cells = view.angle_grid(values)
-    left, right = st.columns(2, gap="large")
+    with st.container(horizontal=True, gap="large"):  # below each other where there is no room
+        left, right = st.container(width=440), st.container(width=430)
     with right:
         cell = widgets.choose_cell(cells, key="cell", label=t("angles.cell"))
     with left:

@@ -13,7 +13,7 @@ with frame.page("page.distribution"):
     view = session.view(run)
     with st.container(horizontal=True, gap="large"):
         score = widgets.choose_score(key="score")
-        scale = widgets.choose_code("scale", charts.SCALES, key="scale")
+        scale = widgets.choose_code("scale", charts.SCALES if score == "self_influence" else charts.SIGNED_SCALES, key="scale")
     values = widgets.score_values(view, score)
     bins = charts.histogram(values, scale)
     quantiles = charts.quantiles(values)
@@ -28,6 +28,6 @@ with frame.page("page.distribution"):
     st.markdown(widgets.spread_in_words(values))
     widgets.quantile_table(quantiles)
     st.subheader(t("distribution.tails"))
-    tail = widgets.choose_code("tail", ("high", "low"), key="tail")
+    tail = widgets.choose_code("tail", ("high", "low") if score == "self_influence" else ("low", "high"), key="tail")
     ranked = view.ranked(np.asarray(values), ascending=tail == "low")
     widgets.explore(run, ranked, key=f"distribution.{score}.{tail}", columns=widgets.score_columns(score))

@@ -22,15 +22,17 @@ with frame.page("page.threshold"):
             sweep.counts(charts.threshold_steps(bins.axis, threshold)),
             value=threshold,
             total=len(sweep.pairs),
+            scores=t("drag.scores.sample" if mode == "sample" else "drag.scores", occurrences=occurrences),
             on_release=lambda moved: session.choose("T", moved),
         )
-        chosen = view.exclusions(threshold, occurrences, most, mode)
-        exclusion.receipt(run, view, chosen, sweep.counts(threshold).iloc[0])
         rule = {"threshold": threshold, "min_occurrences": occurrences, "max_exclusions": most, "pair_mode": mode}
-        left, right = st.columns([3, 2], gap="large")
+        chosen = view.exclusions(**rule)
+        exclusion.receipt(run, view, chosen, sweep.counts(threshold).iloc[0], rule)
+        with st.container(horizontal=True, gap="large"):  # below each other where there is no room
+            left, right = st.container(width=520), st.container(width=350)
         with left:
             st.subheader(t("threshold.list"))
-            exclusion.preview(chosen)
+            exclusion.preview(chosen, mode)
         with right:
             st.subheader(t("threshold.export"))
             exclusion.export(run, chosen, rule)

@@ -36,7 +36,7 @@ def drawn(page: Page, url: str) -> Iterator[Page]:
 def said(page: Page) -> tuple[float, int, int]:
     """Threshold, pairs and samples, as the sentence above the bars says them."""
     words = page.locator(".drag .count").inner_text()
-    numbers = re.fullmatch(r"Below (\S+): (\d+) of 60 pairs \([\d.]+ %\), (\d+) samples touched", words)
+    numbers = re.fullmatch(r"Below (\S+): (\d+) of 60 pairs \([\d.]+ %\), (\d+) recordings", words)
     assert numbers, words
     return float(numbers[1]), int(numbers[2]), int(numbers[3])
 

@@ -112,10 +112,11 @@ def test_scores_scales_and_tails_change_what_is_shown(look: Callable[..., AppTes
     assert shown["worst_influence", "low"] == view.train_pairs["id"][view.influence().min(axis=1).argmin()]
 
 
-def test_a_logarithm_of_negative_scores_is_advice_and_the_choice_stays(look: Callable[..., AppTest]) -> None:
+def test_a_logarithm_is_offered_for_scores_that_have_one(look: Callable[..., AppTest]) -> None:
+    assert look("distribution", score="self_influence", scale="log").button_group(key="scale").value == "log"
     test = look("distribution", score="mean_influence", scale="log")
-    assert "no logarithm" in test.error[0].value
-    test.button_group(key="scale").set_value("linear").run()
+    assert "scale = log" in test.warning[0].value.replace("\\", "")
+    assert test.button_group(key="scale").value == "asinh"
     assert not test.error
 
 

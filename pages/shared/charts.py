@@ -19,6 +19,7 @@ from tracin_core.errors import ViewError
 Array = npt.NDArray[np.float64]
 Scale = Literal["asinh", "log", "linear"]
 SCALES: Final[tuple[Scale, ...]] = get_args(Scale)
+SIGNED_SCALES: Final[tuple[Scale, ...]] = ("asinh", "linear")
 
 BLUE, RED, GREY = "#5b8db8", "#d1495b", "#8a8f98"
 INK: Final = "#14202b"  # on every colour of the two scales below, at least 4.5 : 1

@@ -132,7 +132,14 @@ def start(checkpoints: Checkpoints, data: dict[str, Any]) -> None:
             t("compute.loss"), names, format_func=loss_label, width=260, **session.linked("loss", RECORDED, valid=names)
         )
         margin = st.number_input(t("compute.margin"), min_value=0.0, value=None, placeholder=t("compute.loss.recorded"), width=220)
-        name = st.text_input(t("compute.name"), checkpoints.folder.name, width=300)
+        told = [
+            checkpoints.folder.name,
+            *([loss] if loss != RECORDED else []),
+            *([f"margin {margin:g}"] if margin is not None else []),
+        ]
+        name = st.text_input(
+            t("compute.name"), " ".join(told), width=300, key=f"name.{told}"
+        )  # the default follows what was chosen
     split = choose_split(data["takes"])
     if not st.button(t("compute.go"), type="primary", icon=":material/play_arrow:", key="start"):
         return

@@ -54,19 +54,22 @@ def choose_threshold(suggested: float) -> float:
 # ---- what it would cost ---------------------------------------------------------------------------------------------------------
 
 
-def receipt(run: Run, view: View, chosen: pd.DataFrame, below: pd.Series) -> None:
+def receipt(run: Run, view: View, chosen: pd.DataFrame, below: pd.Series, rule: dict[str, Any]) -> None:
     """What the list takes away, in figures and, where it takes much, in warnings."""
     removed = view.removed(chosen)
     lost = view.angle_grid(removed.astype(float))
-    samples = pd.unique(view.train_pairs.loc[removed, ["id1", "id2"]].to_numpy().ravel())
+    named = set(chosen["id"]) if "id1" not in chosen else {*chosen["id1"], *chosen["id2"]}
     figures = {
         "listed": f"{len(chosen):,}",
         "below": f"{int(below['pairs']):,}",
         "removed": f"{int(removed.sum()):,} ({removed.mean():.1%})",
-        "samples": f"{len(samples):,} / {len(view.train_samples):,}",
+        "samples": f"{len(named):,} / {len(view.train_samples):,}",
     }
-    for (name, value), column in zip(figures.items(), st.columns(len(figures)), strict=True):
-        column.metric(t(f"receipt.{name}"), value, help=t(f"receipt.{name}.help"), border=True)
+    widgets.cards("receipt", figures)
+    if len(chosen) == rule["max_exclusions"]:
+        met = len(view.exclusions(**{**rule, "max_exclusions": None}))
+        if met > len(chosen):
+            st.info(t("guard.capped", n=len(chosen), all=met), icon=":material/content_cut:")
     for warning in guard_rails(chosen, removed.mean(), lost):
         st.warning(warning, icon=":material/warning:")
     if run.simulated:
@@ -85,15 +88,13 @@ def guard_rails(chosen: pd.DataFrame, share: float, lost: pd.DataFrame) -> list[
     return said
 
 
-def preview(chosen: pd.DataFrame) -> None:
+def preview(chosen: pd.DataFrame, mode: PairMode) -> None:
     """The list in its order, as it would be written."""
     columns = {name: t(f"list.{name}") for name in ("id", "occurrences", "average_influence", "total_harm") if name in chosen}
     number = st.column_config.NumberColumn
-    config = {
-        name: number(label, format="compact") if name not in ("id", "occurrences") else label for name, label in columns.items()
-    }
+    config = {name: number(label, format="%.4g") if name not in ("id", "occurrences") else label for name, label in columns.items()}
     st.dataframe(chosen[list(columns)], hide_index=True, column_config=config, height=min(38 + 35 * max(len(chosen), 1), 420))
-    st.markdown(f":small[{t('list.order', n=len(chosen))}]")
+    st.markdown(f":small[{t(f'list.order.{mode}', n=len(chosen))}]")
 
 
 # ---- out and back into training -------------------------------------------------------------------------------------------------

@@ -86,8 +86,14 @@ def key_figures(run: Run, view: View) -> None:
         "top_share": f"{top_share(own):.0%}",
         "accuracy": "–" if pd.isna(accuracy) else f"{accuracy:.1%}",
     }
-    for (name, value), column in zip(figures.items(), st.columns(len(figures)), strict=True):
-        column.metric(t(f"figure.{name}"), value, help=t(f"figure.{name}.help"), border=True)
+    cards("figure", figures)
+
+
+def cards(kind: str, figures: dict[str, str]) -> None:
+    """Figures side by side, as many as there is room for; texts `<kind>.<name>` and `<kind>.<name>.help`."""
+    with st.container(horizontal=True):
+        for name, value in figures.items():
+            st.metric(t(f"{kind}.{name}"), value, help=t(f"{kind}.{name}.help"), border=True, width=190)
 
 
 def health(run: Run) -> None:
@@ -250,7 +256,7 @@ def choose_cell(grid: pd.DataFrame, *, key: str, label: str) -> tuple[int, int] 
 
 def score_columns(score: str, *, percentile: bool = True) -> dict[str, Any]:
     """The gallery's columns for pairs ranked by a score; without percentiles where there is little room."""
-    value = {"score": st.column_config.NumberColumn(t(f"score.{score}"), format="compact")}
+    value = {"score": st.column_config.NumberColumn(t(f"score.{score}"), format="%.4g")}
     return {**value, **percentile_column()} if percentile else value
 
 
@@ -261,7 +267,7 @@ def percentile_column() -> dict[str, Any]:
 def influence_columns() -> dict[str, Any]:
     """The gallery's columns for the proponents or opponents of a test pair."""
     return {
-        "influence": st.column_config.NumberColumn(t("score.influence"), format="compact"),
+        "influence": st.column_config.NumberColumn(t("score.influence"), format="%.4g"),
         **percentile_column(),
         "contributions": st.column_config.BarChartColumn(t("contributions"), help=t("contributions.help")),
     }
@@ -364,6 +370,7 @@ def drag_threshold(
     *,
     value: float,
     total: int,
+    scores: str,
     on_release: Callable[[float], None],
 ) -> None:
     """A histogram whose threshold follows the mouse, or the keyboard, with exact counts and no word to the server until it is let go.
@@ -373,6 +380,7 @@ def drag_threshold(
         steps: as `Sweep.counts` gives it: threshold, pairs, samples; ascending; must hold a row for `value`.
         value: where the threshold stands, and what the counts are shown for until it is moved.
         total: how many pairs there are.
+        scores: what the bars are, in words.
         on_release: called with the new threshold, before the page is drawn again.
     """
     steps = steps.drop_duplicates("threshold").sort_values("threshold", ignore_index=True)
@@ -393,7 +401,8 @@ def drag_threshold(
             "samples": steps["samples"].tolist(),
             "start": start,
             "total": total,
-            "labels": {name: template(f"drag.{name}") for name in ("name", "picture", "count", "zeros", "hint")},
+            "labels": {name: template(f"drag.{name}") for name in ("name", "picture", "count", "zeros")}
+            | {"hint": f"{scores} {t('drag.hint')}"},
         },
         on_threshold_change=released,
     )

@@ -13,5 +13,7 @@ bins = charts.histogram(scores, "linear", bins=50)
 thresholds = charts.threshold_steps(bins.axis, threshold, steps=101)
 counts = np.searchsorted(np.sort(scores), thresholds)
 steps = pd.DataFrame({"threshold": thresholds, "pairs": counts, "samples": 2 * counts})
-widgets.drag_threshold("drag", bins, steps, value=threshold, total=60, on_release=lambda value: session.choose("T", value))
+widgets.drag_threshold(
+    "drag", bins, steps, value=threshold, total=60, scores="Bars: scores.", on_release=lambda value: session.choose("T", value)
+)
 st.write(f"runs: {st.session_state['runs']}, threshold: {threshold:g}")
