@@ -89,10 +89,23 @@ def test_a_run_has_the_tables_the_design_promises(computed: Workspace, recipe: R
     assert view.influence().shape == (len(run.train_pairs), len(run.test_pairs))
     health = run.health()
     assert health["passed"].all()
-    assert {"finite_weights", "deterministic", "batch_coupling", "coverage", "products"} <= set(health["check"])
+    assert {"finite_weights", "deterministic", "batch_coupling", "coverage", "products", "dead_tests"} <= set(health["check"])
+    log = "\n".join(computed.job_log(computed.jobs()[-1].id))
+    assert "estimate for a block of 18 x 18 samples" in log
     picture, sound = run.preview(run.samples["id"][0])
     assert picture.stat().st_size > 0
     assert sound.stat().st_size > 0
+
+
+def test_dead_test_pairs_are_told(recordings: Path, checkpoints: Path, place: Workspace) -> None:
+    """Without a margin, a pair in the right order at every checkpoint has no gradient."""
+    recipe = lab.recipe_for(recordings, checkpoints)
+    run = place.compute(Recipe.from_dict({**recipe.to_dict(), "task": {"margin": 0.0}}))
+    dead = run.view().dead_tests
+    told = run.health().set_index("check").loc["dead_tests"]
+    assert dead.any()
+    assert (told["passed"], told["value"]) == (False, dead.sum())
+    assert str(run.test_pairs["id"][dead].iloc[0]) in told["detail"]
 
 
 def test_views_change_loss_margin_weights_and_checkpoints_without_a_job(computed: Workspace, recipe: Recipe) -> None:

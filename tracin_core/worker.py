@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 import uuid
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
@@ -258,6 +259,7 @@ def compute_blocks(progress: Progress, recipe: Recipe, manifest: Manifest, model
     per_checkpoint = [manifest.kernel_keys(group) for group in manifest.groups]
     progress.step("kernels", sum(len(keys) for keys in per_checkpoint))
     samples_of = {chunk.digest: chunk.ids for chunks in manifest.chunks.values() for chunk in chunks}
+    progress.say(estimate(recipe, manifest, model, by_id))
     done = computed = 0
     for checkpoint, keys in zip(manifest.checkpoints, per_checkpoint, strict=True):
         missing = store.missing(keys)
@@ -268,11 +270,28 @@ def compute_blocks(progress: Progress, recipe: Recipe, manifest: Manifest, model
             store.describe_group(digest_of(definition), definition)
             load_checkpoint(model, progress.workspace, checkpoint)
         for key in missing:
-            compute_block(progress.workspace, key, model, samples_of, by_id, recipe.engine)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always", UserWarning)  # memory that ran short is said in the job's log
+                compute_block(progress.workspace, key, model, samples_of, by_id, recipe.engine)
+            for warning in told:
+                progress.say(f"block {key.name}: {warning.message}")
             done += 1
             computed += 1
             progress.advance(done)
     progress.say(f"blocks computed: {computed}, found: {done - computed}")
+
+
+def estimate(recipe: Recipe, manifest: Manifest, model: Any, by_id: dict[str, Inputs]) -> str:
+    """What the largest kernel block will take, in words, from the sizes that a few samples show."""
+    from tracin_core.engine.kernel import memory_estimate
+
+    largest = max((chunk for chunks in manifest.chunks.values() for chunk in chunks), key=lambda chunk: len(chunk.ids))
+    inputs = to_tensor(np.stack([by_id[sample_id] for sample_id in largest.ids]), recipe.engine)
+    need = memory_estimate(model, inputs, batch_size=recipe.engine.batch_size)
+    return (
+        f"estimate for a block of {len(largest.ids)} x {len(largest.ids)} samples: {need.total / 2**20:.0f} MiB "
+        f"(gradients kept at once {need.gradients / 2**20:.0f} MiB), {need.differentiated} samples differentiated"
+    )
 
 
 def compute_block(

@@ -100,8 +100,11 @@ def health(run: Run) -> None:
     """The engine's checks of itself in plain words; what was measured, on request."""
     checks = run.health()
     for _, check in checks.iterrows():
-        icon = ":green[:material/check_circle:]" if check["passed"] else ":orange[:material/warning:]"
-        st.markdown(f"{icon} {t('health.' + check['check'])}" + ("" if check["passed"] else f"  \n{plain(check['detail'])}"))
+        what = t(f"health.{check['check']}")
+        if check["passed"]:
+            st.markdown(f":green[:material/check_circle:] {what}")
+        else:
+            st.markdown(f":orange[:material/warning:] {t('health.not_met', what=what)}  \n{plain(check['detail'])}")
     with st.expander(t("health.details")):
         for _, check in checks.iterrows():
             st.markdown(f"**{plain(check['check'])}** {plain(check['detail'])}")

@@ -161,8 +161,14 @@ class Run:
         return [epoch for epoch in epochs if epoch > 0] or epochs
 
     def health(self) -> pd.DataFrame:
-        """The engine's checks of itself, one row each: check, passed, value (what was measured), detail."""
-        checks = pd.DataFrame(list(self.manifest.health), columns=["name", "passed", "value", "detail"])
+        """The engine's checks of itself, and the dead test pairs under the recorded loss: check, passed, value (measured), detail."""
+        dead = self.view().dead_tests
+        named = ", ".join(self.test_pairs["id"][dead].head(3)) + (", ..." if dead.sum() > 3 else "")
+        told = f"{dead.sum()} of {len(dead)} test pairs have no gradient under {self.loss.describe()}" + (
+            f": {named}." if dead.any() else "."
+        )
+        last = {"name": "dead_tests", "passed": not dead.any(), "value": float(dead.sum()), "detail": told}
+        checks = pd.DataFrame([*self.manifest.health, last], columns=["name", "passed", "value", "detail"])
         return checks.rename(columns={"name": "check"})
 
     def preview(self, sample_id: str) -> tuple[Path, Path]:
