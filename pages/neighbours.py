@@ -5,7 +5,7 @@ import streamlit as st
 from pages.shared import charts, frame, session, widgets
 from pages.shared.i18n import t
 
-SHOWN = 10
+SHOWN, ROWS = 10, 20
 
 with frame.page("page.neighbours"):
     run = session.selected_run()
@@ -13,7 +13,7 @@ with frame.page("page.neighbours"):
     test = widgets.choose_pair(view.test_pairs, dead=view.dead_tests, key="test", label=t("neighbours.test"))
     with st.expander(t("neighbours.listen"), icon=":material/hearing:"):
         widgets.pair_card(run, view.test_pairs.iloc[view.test_row(test)])
-    sides = dict(zip(("proponents", "opponents"), view.top(test, k=50), strict=True))
+    sides = dict(zip(("proponents", "opponents"), view.top(test, k=ROWS), strict=True))
     if all(side.empty for side in sides.values()):
         widgets.nothing_matches(t("neighbours.dead"))
     else:
@@ -23,7 +23,9 @@ with frame.page("page.neighbours"):
                 widgets.ranked(ranked.head(SHOWN), key=f"neighbours.{name}")
         side = widgets.choose_code("side", tuple(sides), key="side")
         columns = widgets.influence_columns()
-        picked = widgets.explore(run, sides[side], key=f"neighbours.{side}.{test}", columns=columns, rows=20)
+        picked = widgets.explore(
+            run, sides[side], key=f"neighbours.{side}.{test}", columns=columns, rows=ROWS, total=view.count(test, side)
+        )
         if picked is not None:
             figure = charts.contributions_figure(
                 view.contributions(picked, test), view.checkpoint_names, x=t("axis.checkpoint"), y=t("score.influence")

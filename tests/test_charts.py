@@ -82,3 +82,9 @@ def test_a_figure_too_heavy_for_a_browser_is_refused(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (-5.0, "-5"), (1234.0, "1.23k"), (999_900.0, "1M"), (0.00123, "0.00123")])
 def test_numbers_are_short(value: float, text: str) -> None:
     assert charts.short(value) == text
+
+
+def test_a_mark_without_a_place_on_the_axis_is_not_drawn() -> None:
+    bins = charts.histogram([0.0, 1.0, 10.0, 100.0], "log")
+    figure = charts.histogram_figure(bins, x="score", y="pairs", zeros="0", marks={"5%": 0.0, "50%": 10.0})
+    assert [note.text for note in figure.layout.annotations] == ["50%"]

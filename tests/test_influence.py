@@ -346,6 +346,29 @@ def test_mean_and_worst_influence_are_over_live_tests(case: Case, loss: PairLoss
     np.testing.assert_allclose(view.worst_influence(), slow.min(axis=1), **FLOAT64)
 
 
+def test_an_undefined_score_spoils_no_other() -> None:
+    """A dead test pair leaves cosines undefined, a dead training pair its own rank: neither reaches another pair's number."""
+    case = make_case(8)
+    outputs = case.test_outputs.copy()
+    outputs[:, 3] = 90
+    view = replace(case, test_outputs=outputs, weights=np.ones(CHECKPOINTS)).view(measure="cosine")
+    assert view.dead_tests.any()
+    live = view.influence()[:, ~view.dead_tests]
+    np.testing.assert_allclose(view.mean_influence(), live.mean(axis=1), **FLOAT64)
+    assert np.isfinite(view.mean_influence()).any()
+    values = np.arange(len(view.train_pairs), dtype=float)
+    values[2] = np.nan
+    ranked = view.ranked(values).set_index("id")["percentile"]
+    assert np.isnan(ranked[view.train_pairs["id"][2]])
+    assert ranked[view.train_pairs["id"].iloc[-1]] == pytest.approx(100 * (len(values) - 1.5) / (len(values) - 1))
+
+
+def test_opponents_and_proponents_are_counted_whole() -> None:
+    view = make_case(3).view()
+    test = view.test_pairs["id"][2]
+    assert (view.count(test, "proponents"), view.count(test, "opponents")) == tuple(len(side) for side in view.top(test, 10_000))
+
+
 @pytest.mark.parametrize("pair_mode", ["ranking_pair", "full_pair", "sample"])
 def test_the_suggested_threshold_chooses_a_few(pair_mode: str) -> None:
     view = make_case(1).view()

@@ -147,6 +147,29 @@ def test_the_list_is_the_rules_own(look: Callable[..., AppTest], studio: Studio,
     assert test.metric[1].value == f"{view.sweep(2, mode).counts(threshold)['pairs'][0]:,}"
 
 
+def test_the_threshold_follows_the_suggestion_until_one_is_set(look: Callable[..., AppTest], studio: Studio) -> None:
+    view = studio.run.view()
+    test = look("threshold", m=2)
+    for mode in ("ranking_pair", "sample"):
+        test.button_group(key="mode").set_value(mode).run()
+        assert test.number_input(key="T").value == view.suggested_threshold(2, mode)
+    test.number_input(key="T").set_value(-0.5).run()
+    test.button_group(key="mode").set_value("ranking_pair").run()
+    assert test.number_input(key="T").value == -0.5
+
+
+@pytest.mark.parametrize("mode", ["ranking_pair", "full_pair", "sample"])
+def test_the_receipt_counts_what_training_loses(look: Callable[..., AppTest], studio: Studio, mode: str) -> None:
+    """By hand: the training pairs that the list names, or that hold a recording it names."""
+    view = studio.run.view()
+    test = look("threshold", mode=mode, m=1, most=2, T=-0.001)
+    listed = view.exclusions(-0.001, 1, 2, mode)["id"].tolist()
+    pairs = view.train_pairs
+    lost = sum(row.id in listed or row.id1 in listed or row.id2 in listed for row in pairs.itertuples())
+    assert test.metric[2].value == f"{lost:,} ({lost / len(pairs):.1%})"
+    assert said("en", "guard.capped", n=2, all=len(view.exclusions(-0.001, 1, None, mode))) in texts_of(test)
+
+
 def test_a_rule_that_nothing_meets_says_so(look: Callable[..., AppTest], studio: Studio) -> None:
     view = studio.run.view()
     most = len(view.test_pairs)

@@ -24,6 +24,7 @@ from tracin_core.errors import (
     NoCheckpointsError,
     NotFoundError,
     OutsideRootsError,
+    WorkspaceError,
 )
 from tracin_core.recipe import Recipe
 from tracin_core.records.jobs import Job
@@ -294,6 +295,24 @@ class TestBadInput:
         with pytest.raises(JobFailedError, match="records no loss"):
             place.compute(lab.recipe_for(recordings, folder))
         assert issubclass(CheckpointError, InputError)
+
+    def test_a_ghm_checkpoint_without_its_settings_is_asked_about(
+        self, recordings: Path, checkpoints: Path, place: Workspace, tmp_path: Path
+    ) -> None:
+        import torch
+
+        folder = tmp_path / "partial"
+        folder.mkdir()
+        whole = torch.load(checkpoints / "model_epoch_1.pt", weights_only=True)
+        torch.save({**whole, "args": {"loss_type": "ghm", "margin": 1.0}}, folder / "model_epoch_1.pt")
+        with pytest.raises(JobFailedError, match="records no ghm_bins, ghm_alpha, ghm_batch"):
+            place.compute(lab.recipe_for(recordings, folder))
+
+    def test_a_damaged_catalogue_is_told_in_a_sentence(self, tmp_path: Path) -> None:
+        open_workspace(tmp_path / "workspace")
+        (tmp_path / "workspace" / "tracin.sqlite3").write_bytes(b"this is no database at all" * 100)
+        with pytest.raises(WorkspaceError, match="move a damaged file away"):
+            open_workspace(tmp_path / "workspace")
 
     def test_unknown_runs_and_samples_are_named(self, computed: Workspace, recipe: Recipe) -> None:
         with pytest.raises(NotFoundError, match="no run 'gone'"):

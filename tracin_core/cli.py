@@ -216,7 +216,7 @@ def train(
     margin: Annotated[
         float | None, typer.Option(help="Default: as in the run.", min=0, callback=finite, show_default=False)
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Default: 30.", min=1, show_default=False)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: 20.", min=1, show_default=False)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: 0.01.", min=0, callback=finite, show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Default: 42.", min=0, max=2**31, show_default=False)] = None,
     workspace: WorkspaceOption = Path("workspace"),
@@ -332,7 +332,12 @@ def training_recipe(place: "Workspace", run_id: str | None, *, data: dict[str, A
     else:
         run = the_run(place, run_id)
         known = run.recipe.to_dict()
-        task = {"loss": run.loss.name, **{name: getattr(run.loss, name) for name in ("margin", "ghm_bins", "ghm_alpha")}, **task}
+        task = {
+            **known["task"],
+            "loss": run.loss.name,
+            **{name: getattr(run.loss, name) for name in ("margin", "ghm_bins", "ghm_alpha")},
+            **task,
+        }
         say(f"As run {run.id}: {run.name}{simulated_mark(run.simulated)}")
     data = {**known["data"], **data}
     simulated = data == known["data"] and known.get("simulated", False)

@@ -52,6 +52,7 @@ RECORDED_LOSSES: Final = {
     "ghm": "ghm",
     "ghm_legacy": "ghm_legacy",
     "logistic": "logistic",
+    "squared_hinge": "squared_hinge",
 }
 
 Inputs = npt.NDArray[np.float32]
@@ -70,16 +71,34 @@ class Progress:
         self._before = 0.0
         self._step, self._done, self._total = "", 0, 1
         self._started = time.monotonic()
-        self._started_at_fraction: float | None = None
+        self._skipped = 0.0
+        self._seen: set[str] = set()
         self._last = 0.0
         self.stopping = False
 
     def step(self, name: str, total: int) -> None:
         """The named step begins; it has so many parts."""
-        self._before += self._weights.get(self._step, 0.0)
+        self._pass()
         self._step, self._done, self._total = name, 0, max(total, 1)
         self.say(f"{name}: {total}")
         self._tell(stalls=0)
+
+    def skip(self, *names: str) -> None:
+        """What these steps would do is on disk already."""
+        self._pass()
+        for name in names:
+            self._step = name
+            self._skipped += self._weight()
+            self._pass()
+
+    def _pass(self) -> None:
+        self._before += self._weight()
+        self._seen.add(self._step)
+        self._step = ""
+
+    def _weight(self) -> float:
+        """The current step's share; a step that is done a second time is quick and has none."""
+        return 0.0 if self._step in self._seen else self._weights.get(self._step, 0.0)
 
     def advance(self, done: int, total: int | None = None) -> None:
         """So many parts of the step are done.
@@ -107,7 +126,7 @@ class Progress:
         if self.stopping:
             raise Interrupted
         self._last = time.monotonic()
-        fraction = (self._before + self._weights.get(self._step, 0.0) * self._done / self._total) / sum(self._weights.values())
+        fraction = (self._before + self._weight() * self._done / self._total) / sum(self._weights.values())
         going = self.workspace.queue.beat(
             self.job.id,
             self.owner,
@@ -124,9 +143,10 @@ class Progress:
     def _remaining(self, fraction: float) -> float | None:
         """Seconds left at the pace so far; None in the first three seconds, when it would be a guess."""
         elapsed = time.monotonic() - self._started
-        if elapsed < 3 or fraction <= 0.02:
+        made = fraction - self._skipped / sum(self._weights.values())
+        if elapsed < 3 or made <= 0.02:
             return None
-        return elapsed * (1 - fraction) / fraction
+        return elapsed * max(1 - fraction, 0.0) / made
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -365,6 +385,12 @@ def recorded_loss(task: TaskSection, checkpoints: list[dict[str, Any]]) -> PairL
         "ghm_batch": arguments.get("batch_size"),
     }
     settings: dict[str, Any] = {key: value if value is not None else recorded[key] for key, value in given.items()}
+    unsaid = [key for key, value in settings.items() if value is None]
+    if name.startswith("ghm") and unsaid:
+        raise CheckpointError(
+            f"'{checkpoints[-1]['source']}' was trained with {name} but records no {', '.join(unsaid)}, which decide its weights; "
+            f"give them in analysis.toml under [task]."
+        )
     return PairLoss(name=name, margin=float(margin), **{key: value for key, value in settings.items() if value is not None})
 
 
@@ -510,7 +536,9 @@ def demo(progress: Progress) -> dict[str, Any]:
             "checkpoints": {"folder": folder},
         }
     )
-    if not (folder / "training.json").exists():
+    if (folder / "training.json").exists():
+        progress.skip("training")
+    else:
         train_once(progress, recipe, folder, {})
     run_id = progress.workspace.run_id(recipe)
     progress.set_run(run_id)

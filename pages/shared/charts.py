@@ -62,7 +62,8 @@ class Axis:
     def _stretched(self, scores: Array) -> Array:
         if self.scale == "asinh":
             return np.asarray(np.arcsinh(scores / self.unit))
-        return np.asarray(np.log10(scores) if self.scale == "log" else scores)
+        with np.errstate(divide="ignore"):  # 0 stands infinitely far left on a logarithmic axis
+            return np.asarray(np.log10(scores) if self.scale == "log" else scores)
 
     def ticks(self, most: int = 9) -> list[tuple[float, str]]:
         """Places of round scores, with their text."""
@@ -194,6 +195,8 @@ def histogram_figure(bins: Histogram, *, x: str, y: str, zeros: str, marks: dict
         cliponaxis=False, hovertemplate="%{x}: %{y:,}<extra></extra>", row=1, col=2,
     )  # fmt: skip
     for name, score in (marks or {}).items():
+        if not 0 <= bins.place(score) <= 1:
+            continue  # a quantile of exactly 0 has no place on a logarithmic axis
         figure.add_vline(
             x=bins.place(score), line_dash="dash", line_color=RED, line_width=1, annotation_text=name, annotation_font_color=RED,
             annotation_textangle=-90, annotation_position="top left", row=1, col=1,

@@ -1,6 +1,7 @@
 """Pieces of the threshold page: the rule, what it would cost, and the list on its way back into training."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +37,10 @@ def choose_rule(view: View) -> tuple[PairMode, int, int | None]:
 
 
 def choose_threshold(suggested: float) -> float:
-    """The exact threshold, at first the suggested one, with the way back to it."""
+    """The exact threshold: the suggested one until another is set, also when the rule and with it the suggestion changes."""
+    if "suggested" in st.session_state and st.session_state.get("T") == st.session_state["suggested"] != suggested:
+        session.choose("T", suggested)
+    st.session_state["suggested"] = suggested
     picker = session.linked("T", suggested, valid=lambda value: value <= 0)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.number_input(t("threshold.value"), max_value=0.0, format="%.6g", width=220, help=t("threshold.value.help"), **picker)
@@ -132,4 +136,5 @@ def training_command(run: Run, file: Path) -> str:
     near = Path(os.path.relpath(place))
     told = place if near.parts[:1] == ("..",) else near
     listed = told / file.relative_to(place)
-    return f".venv/bin/python -m tracin_core train --workspace {told} --run {run.id} --exclusions-file {listed}"
+    words = ["train", "--workspace", str(told), "--run", run.id, "--exclusions-file", str(listed)]
+    return shlex.join([".venv/bin/python", "-m", "tracin_core", *words])

@@ -112,12 +112,6 @@ def choose(key: str, value: str | int | float | bool) -> None:
     _tell(key)
 
 
-def chosen(key: str, default: T) -> T:
-    """What is chosen under this key, for the parts of a page that do not draw the widget."""
-    value = st.session_state.get(key, default)
-    return value if isinstance(value, type(default)) else default
-
-
 def _valued(key: str, default: T, valid: Collection[T] | Callable[[T], bool] | None) -> T | None:
     told = st.query_params.get(key)
     kept = _kept().get(key)

@@ -277,10 +277,17 @@ def influence_columns() -> dict[str, Any]:
 
 
 def explore(
-    run: Run, examples: pd.DataFrame, *, key: str, columns: dict[str, Any], rows: int = 20, sounds: bool = True
+    run: Run,
+    examples: pd.DataFrame,
+    *,
+    key: str,
+    columns: dict[str, Any],
+    rows: int = 20,
+    total: int | None = None,
+    sounds: bool = True,
 ) -> str | None:
     """A gallery, and below it the card of the row selected, else of the first; gives back that pair's id."""
-    picked = gallery(run, examples, key=key, columns=columns, rows=rows, sounds=sounds)
+    picked = gallery(run, examples, key=key, columns=columns, rows=rows, total=total, sounds=sounds)
     if examples.empty:
         return None
     pair = examples.iloc[0] if picked is None else examples[examples["id"] == picked].iloc[0]
@@ -289,13 +296,21 @@ def explore(
 
 
 def gallery(
-    run: Run, examples: pd.DataFrame, *, key: str, columns: dict[str, Any], rows: int = 20, sounds: bool = True
+    run: Run,
+    examples: pd.DataFrame,
+    *,
+    key: str,
+    columns: dict[str, Any],
+    rows: int = 20,
+    total: int | None = None,
+    sounds: bool = True,
 ) -> str | None:
     """A table of examples with both spectrograms and players; gives back the id of the selected row.
 
     Args:
         examples: columns id, id1, id2, and those named in `columns`, best first; the first `rows` are shown, and said to be.
         columns: column -> `st.column_config` or label, in the order shown.
+        total: how many there are, where `examples` holds only the first of them.
         sounds: False where there is little room; the card below has the players.
     """
     shown = examples.head(rows).reset_index(drop=True)
@@ -326,7 +341,9 @@ def gallery(
         on_select="rerun",
         selection_mode="single-row",
     )
-    told = t("gallery.shown", shown=len(shown), total=len(examples)) + (f" {t('gallery.play')}" if sounds else "")
+    told = t("gallery.shown", shown=len(shown), total=len(examples) if total is None else total) + (
+        f" {t('gallery.play')}" if sounds else ""
+    )
     st.markdown(f":small[{told}]")
     picked = selection["selection"]["rows"]
     return str(table["id"].iloc[picked[0]]) if picked and picked[0] < len(table) else None

@@ -220,7 +220,10 @@ def measure(
     first, second = scores[pairs["first"]], scores[pairs["second"]]
     right = pairs["target"] * (first - second)
     accuracy = float(((right > 0).float() + 0.5 * (right == 0).float()).mean())
-    return {"loss": float(pair_losses(first, second, pairs["target"], chosen).mean()), "accuracy": accuracy}
+    # batches as in training: GHM weights are densities within a batch, and would shrink with a larger one
+    batches = torch.randperm(len(right), generator=torch.Generator().manual_seed(chosen.seed)).split(chosen.batch_pairs)
+    losses = [pair_losses(first[batch], second[batch], pairs["target"][batch], chosen) for batch in batches]
+    return {"loss": float(torch.cat(losses).mean()), "accuracy": accuracy}
 
 
 def save_checkpoint(

@@ -48,14 +48,15 @@ class Catalogue:
         """Everything inside happens, or nothing does; other writers wait up to 30 s."""
         try:
             connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        except sqlite3.OperationalError as failure:
-            raise WorkspaceError(
-                f"The catalogue '{self.path.name}' cannot be opened ({failure}); check that the workspace directory is writable."
-            ) from failure
+        except sqlite3.DatabaseError as failure:
+            raise self._unusable(failure) from failure
         with closing(connection):
             connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
+            try:
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.DatabaseError as failure:
+                raise self._unusable(failure) from failure
             try:
                 yield connection
             except BaseException:
@@ -65,9 +66,18 @@ class Catalogue:
 
     def read(self, query: str, values: tuple[object, ...] = ()) -> list[sqlite3.Row]:
         """The rows of a query, without taking the write lock."""
-        with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
-            connection.row_factory = sqlite3.Row
-            return connection.execute(query, values).fetchall()
+        try:
+            with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
+                connection.row_factory = sqlite3.Row
+                return connection.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as failure:
+            raise self._unusable(failure) from failure
+
+    def _unusable(self, failure: sqlite3.Error) -> WorkspaceError:
+        return WorkspaceError(
+            f"The catalogue '{self.path.name}' cannot be used ({failure}); check that the workspace is on a local disk that you may "
+            f"write to, and move a damaged file away: runs, kernels and exports stay."
+        )
 
     def _migrate(self) -> None:
         with self.transaction() as connection:

@@ -239,8 +239,10 @@ class Run:
     def _rows(self, epochs: Sequence[int]) -> list[int]:
         known = [int(epoch) for epoch in self.checkpoints["epoch"]]
         strangers = [epoch for epoch in epochs if epoch not in known]
-        if strangers or not epochs:
-            raise ViewError(f"The view asks for epochs {list(epochs)}; this run has {known}: choose one or more of these.")
+        if strangers or not epochs or len(set(epochs)) < len(epochs):
+            raise ViewError(
+                f"The view asks for epochs {list(epochs)}; this run has {known}: choose one or more of these, each once."
+            )
         return [known.index(epoch) for epoch in epochs]
 
     def _weights(self, weights: Weights, rows: list[int]) -> npt.NDArray[np.float64]:

@@ -232,7 +232,7 @@ class Workspace:
         table = pd.DataFrame([dict(row) for row in rows], columns=["created", "who", "why", "entries", "file"])
         text = [self.root / "exports" / run.id / name for name in table["file"]]
         table = table.assign(text=text, provenance=[path.with_suffix(".json") for path in text]).drop(columns="file")
-        return table[[path.is_file() for path in text]].reset_index(drop=True)
+        return table[[path.is_file() and path.with_suffix(".json").is_file() for path in text]].reset_index(drop=True)
 
     # ---- folders that may be read -------------------------------------------------------------------------------------------
 

@@ -263,12 +263,12 @@ class View:
         Raises:
             ViewError: every test pair is dead.
         """
-        live = np.zeros(len(self.test_pairs))
-        live[self._live_tests()] = 1
+        live = self._live_tests()
         total = np.zeros(len(self.train_pairs))
         for place, scores in self.blocks():
-            total += scores @ live[place]
-        return np.asarray(total / live.sum())
+            here = live[(live >= place.start) & (live < place.stop)] - place.start
+            total += scores[:, here].sum(axis=1)
+        return np.asarray(total / live.size)
 
     def worst_influence(self) -> Array:
         """One number per training pair: its lowest measure over the live test pairs: [N]; below 0 where it harms any of them.
@@ -362,6 +362,11 @@ class View:
         )
         return self._explained(proponents, test_id), self._explained(opponents, test_id)
 
+    def count(self, test_id: str, side: Literal["proponents", "opponents"]) -> int:
+        """How many training pairs are proponents, or opponents, of a test pair at all."""
+        dot = self._dot(self._place(test_id))[:, 0]
+        return int(np.sum(dot > 0 if side == "proponents" else dot < 0))
+
     def _explained(self, ranked: pd.DataFrame, test: str) -> pd.DataFrame:
         terms = self._terms(ranked.index.to_numpy(), test)
         return ranked.assign(contributions=pd.Series(terms.tolist(), index=ranked.index, dtype=object))[TOP_COLUMNS].reset_index(
@@ -400,10 +405,12 @@ class View:
     def ranked(self, values: npt.ArrayLike, *, ascending: bool = False, cell: tuple[int, int] | None = None) -> pd.DataFrame:
         """The training pairs by one value each, highest first (or lowest), equals by id; those of one angle pair, if one is named.
 
-        Columns: those of `train_pairs`, score, percentile (mid-rank among all training pairs).
+        Columns: those of `train_pairs`, score, percentile (mid-rank among the values that are not NaN).
         """
         given = self._one_each(values)
-        table = self.train_pairs.assign(score=given, percentile=percentiles(given[:, None])[:, 0])
+        place = np.full(given.shape, np.nan)
+        place[~np.isnan(given)] = percentiles(given[~np.isnan(given), None])[:, 0]
+        table = self.train_pairs.assign(score=given, percentile=place)
         if cell is not None:
             table = table[
                 (table[["angle1", "angle2"]].min(axis=1) == cell[0]) & (table[["angle1", "angle2"]].max(axis=1) == cell[1])
