@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from pages.shared import frame
 from pages.shared.computing import folders
 from pages.shared.i18n import LANGUAGES, texts
+from tracin_core.errors import JobFailedError
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace, open_workspace
 
@@ -278,6 +279,37 @@ def test_bad_checkpoints_are_advice_on_the_page(
     shown = [error.value for error in test.error] + [frame_.value.to_string() for frame_ in test.dataframe]
     assert message in "".join(shown).replace("\\", "")
     assert test.error or "refused" in test.warning[0].value
+
+
+def break_a_recording(root: Path) -> None:
+    sorted(root.rglob("*.wav"))[4].write_bytes(b"RIFF no recording")
+
+
+def leave_one_angle(root: Path) -> None:
+    for folder in sorted(root.glob("deg*"))[1:]:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [(break_a_recording, "cannot be read"), (leave_one_angle, "at least two different angles")]
+)
+def test_bad_recordings_are_advice_on_the_page(
+    look: Callable[..., AppTest], studio: Studio, damage: Callable[[Path], None], message: str
+) -> None:
+    root = shutil.copytree(studio.place.root / "recordings" / "small", studio.place.root / "recordings" / damage.__name__)
+    damage(root)
+    folders.clear()
+    test = look("compute", data=f"workspace/recordings/{root.name}", folder="workspace/trainings/small")
+    for side, count in {"train": 3, "validation": 2, "test": 1}.items():
+        test.number_input(key=f"{side}.6").set_value(count)
+    test.button(key="start").click().run()
+    job = studio.place.jobs(limit=1)[0]
+    with pytest.raises(JobFailedError, match=message):
+        studio.place.queue.wait(job.id)
+    test.run()
+    assert message in texts_of(test).replace("\\", "")
+    assert test.button(key=f"resume.{job.id}").label == said("en", "job.resume")
+    shutil.rmtree(root)
 
 
 def test_a_folder_outside_the_roots_cannot_be_linked(look: Callable[..., AppTest]) -> None:
