@@ -27,7 +27,7 @@ from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.checkpoint_files import SUFFIXES, list_checkpoints
 from tracin_core.records.interchange import exclusion_files, known_exclusions, read_exclusions
 from tracin_core.records.jobs import Job, JobQueue
-from tracin_core.records.runs import Run
+from tracin_core.records.runs import Manifest, Run
 from tracin_core.records.store import BlockStore, digest_of
 
 FOLDERS = ("checkpoints", "datasets", "exports", "jobs", "kernels", "plugins", "recordings", "runs", "trainings")
@@ -120,7 +120,12 @@ class Workspace:
         return digest_of([recipe.digest(), [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]])[:12]
 
     def is_done(self, run_id: str) -> bool:
-        return (self.root / "runs" / run_id / "run.json").is_file()
+        """The run is finished and all of its blocks are whole; a damaged one makes it a run to be computed again."""
+        folder = self.root / "runs" / run_id
+        if not (folder / "run.json").is_file():
+            return False
+        manifest = Manifest.read(folder)
+        return not self.store.missing(key for group in manifest.groups for key in manifest.kernel_keys(group))
 
     def register_run(self, run_id: str, recipe: Recipe, state: str = "computing") -> None:
         """The catalogue knows the run."""
