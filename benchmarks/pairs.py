@@ -198,7 +198,7 @@ def compute_by_kernels(case: Case) -> Finished:
             raise refusal
         digests = [outcome.digest for outcome in outcomes]
         kernels = timed(seconds, "kernels", lambda: all_kernels(case, model, Path(store), digests))
-    view = View(
+    view = View.of_pairs(
         case.train.pairs,
         case.test.pairs,
         kernels,

@@ -239,10 +239,10 @@ def test_robust_z_survives_a_hinge() -> None:
 
 def test_the_suggested_threshold_chooses_about_its_share() -> None:
     scores = np.random.default_rng(0).normal(size=(500, 12))
-    threshold = rules.suggested_threshold(scores, 3, share=0.02)
+    threshold = rules.suggested_threshold(kth_lowest(scores, 3), share=0.02)
     assert (kth_lowest(scores, 3) < threshold).sum() == pytest.approx(10, abs=1)
-    assert rules.suggested_threshold(np.abs(scores), 3) == 0.0
-    assert rules.suggested_threshold(scores, 13) == 0.0
+    assert rules.suggested_threshold(kth_lowest(np.abs(scores), 3)) == 0.0
+    assert rules.suggested_threshold(kth_lowest(scores, 13)) == 0.0
 
 
 # ---- refusals
@@ -287,8 +287,7 @@ SCORES = np.array([[-1.0, 2.0]])
         (lambda: rules.quantile_threshold(SCORES, 1.5), "quantile is 1.5"),
         (lambda: rules.quantile_threshold(SCORES, float("nan")), "quantile is nan"),
         (lambda: rules.robust_threshold(SCORES, float("nan")), "z-score is nan"),
-        (lambda: rules.suggested_threshold(SCORES, 0), "min_occurrences is 0"),
-        (lambda: rules.suggested_threshold(SCORES, 1, share=0.0), "share is 0"),
+        (lambda: rules.suggested_threshold(SCORES[0], share=0.0), "share is 0"),
         (lambda: kth_lowest(SCORES, 0), "min_occurrences is 0"),
         (lambda: rules.Sweep(SCORES[0], SCORES[0]).counts([-1.0, 0.5]), "threshold is 0.5"),
         (lambda: choose_pairs(None, pair_frame(1), pair_frame(1, "t"), **RULE), "needs the scores of pairs"),

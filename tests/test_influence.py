@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from tracin_core.data.samples import all_pairs, pair_table
 from tracin_core.errors import ExclusionError, NotFoundError, ViewError
 from tracin_core.recipe import LossName
+from tracin_core.scores import exclusions as rules
 from tracin_core.scores import influence
 from tracin_core.scores.exclusions import choose_pairs
-from tracin_core.scores.influence import TOP_COLUMNS, Kernels, View, percentiles
+from tracin_core.scores.influence import Kernels, View, percentiles
 from tracin_core.scores.losses import PairLoss, ghm_table, ghm_weights, pair_derivative, pair_loss
 
 FLOAT64 = {"rtol": 1e-10, "atol": 1e-9}  # sums of a few hundred products of about 10
 FLOAT32 = {"rtol": 2e-4, "atol": 2e-4}  # kernels are stored in float32
+TOP_COLUMNS = ["id", "id1", "id2", "angle1", "angle2", "influence", "percentile", "self_influence", "contributions"]
 LOSSES = get_args(LossName)
 CHECKPOINTS, LAYERS, TRAIN, TEST, PARAMETERS = 3, 2, 7, 5, 4
 
@@ -57,7 +59,7 @@ class Case:
             "train_samples": self.train_samples,
             "test_samples": self.test_samples,
         }
-        return View(**{**given_, **change})
+        return View.of_pairs(**{**given_, **change})
 
 
 def sample_table(labels: list[int], prefix: str) -> pd.DataFrame:
@@ -114,6 +116,19 @@ def slow_influence(view: View, case: Case) -> np.ndarray:
         for e, f in product(range(train.shape[1]), range(test.shape[1])):
             total[e, f] += weight * float(train[c, e] @ test[c, f])
     return total
+
+
+def slow_mean_cosine(view: View, case: Case) -> np.ndarray:
+    """The mean of <g, g'> / |g| |g'| over the weighted checkpoints where both gradients are there; NaN where there is none."""
+    train, test = explicit(view, case, "train"), explicit(view, case, "test")
+    found = np.full((train.shape[1], test.shape[1]), np.nan)
+    for e, f in product(range(train.shape[1]), range(test.shape[1])):
+        pairs = [
+            (g[e], h[f]) for g, h, w in zip(train, test, view.checkpoint_weights, strict=True) if w and g[e].any() and h[f].any()
+        ]
+        if pairs:
+            found[e, f] = np.mean([float(g @ h) / np.sqrt(float(g @ g) * float(h @ h)) for g, h in pairs])
+    return found
 
 
 def slow_self(view: View, case: Case, side: str) -> np.ndarray:
@@ -196,8 +211,8 @@ def test_kernels_give_what_autograd_gives(name: LossName) -> None:
             found.append(torch.cat([grad.flatten() for grad in grads]).numpy())
         return np.stack(found)
 
-    train = backward("train", view.train_pairs, view._train_weights[0])
-    test = backward("test", view.test_pairs, view._test_weights[0])
+    train = backward("train", view.train_pairs, view.train.weights[0])
+    test = backward("test", view.test_pairs, view.test.weights[0])
     np.testing.assert_allclose(view.influence(), 0.3 * train @ test.T, **FLOAT32)
     np.testing.assert_allclose(view.self_influence(), 0.3 * (train**2).sum(axis=1), **FLOAT32)
     assert np.abs(train @ test.T).max() > 100 * FLOAT32["atol"]
@@ -302,12 +317,6 @@ def test_the_score_difference_has_its_plain_derivative() -> None:
     )
 
 
-def test_the_live_share_is_of_training_pairs_with_a_gradient() -> None:
-    view = make_case(7).view(PairLoss(margin=0.0))
-    np.testing.assert_allclose(view.live_share, [np.mean(slopes != 0) for slopes in view.train_derivatives])
-    assert 0 < view.live_share.min() < 1
-
-
 # ---- measures
 
 
@@ -324,6 +333,7 @@ def test_measures_are_their_formulas(case: Case, loss: PairLoss) -> None:
         np.testing.assert_allclose(views["cosine"].influence()[e, f], cosine, **FLOAT64)
         np.testing.assert_allclose(views["relative"].influence()[e, f], relative, **FLOAT64)
     assert np.nanmax(np.abs(np.nan_to_num(views["cosine"].influence()))) <= 1 + 1e-9
+    np.testing.assert_allclose(case.view(loss, measure="cosine_mean").influence(), slow_mean_cosine(views["dot"], case), **FLOAT64)
     name = views["dot"].test_pairs["id"].iloc[2]
     column = views["dot"].influence()[:, 2]
     below = np.array([np.sum(column < value) + 0.5 * np.sum(column == value) for value in column])
@@ -388,10 +398,10 @@ def test_the_mean_rank_is_over_live_tests() -> None:
     view = case.view(measure="rank")
     assert view.dead_tests.any()
     assert (view.influence()[:, view.dead_tests] == 50).all()
-    np.testing.assert_allclose(view.mean_rank(), view.influence()[:, ~view.dead_tests].mean(axis=1), **FLOAT64)
+    np.testing.assert_allclose(view.mean_influence(), view.influence()[:, ~view.dead_tests].mean(axis=1), **FLOAT64)
     calm = replace(case, test_outputs=np.float32(90 * case.test_samples["label"].to_numpy())[None].repeat(CHECKPOINTS, axis=0))
     with pytest.raises(ViewError, match="All 8 test pairs are dead under margin, margin 4"):
-        calm.view().mean_rank()
+        calm.view().mean_influence()
 
 
 def test_percentiles_share_ties() -> None:
@@ -502,6 +512,35 @@ def test_a_views_exclusions_are_the_rule_on_its_scores(mode: Any, case: Case, th
     assert len(view.exclusions(threshold, least, 2, mode)) == min(2, len(chosen))
 
 
+@FEW
+@given(case=CASES, loss=SETTINGS, measure=st.sampled_from(["cosine", "cosine_mean", "relative", "rank"]), least=st.integers(1, 3))
+def test_the_harm_rule_reads_any_measure(case: Case, loss: PairLoss, measure: Any, least: int) -> None:
+    """Undefined values are no harm; a rank is read as its distance below the middle, where the influence is negative."""
+    view = case.view(loss, measure=measure)
+    scores = view.influence()
+    if measure == "rank":
+        scores = np.where(case.view(loss).influence() < 0, np.minimum(scores - 50, 0), 0.0)
+    scores = np.where(np.isnan(scores), 0.0, scores)
+    threshold = {"rank": -20.0, "relative": -2.0}.get(measure, -0.2)
+    rule: dict[str, Any] = {"threshold": threshold, "min_occurrences": least, "max_exclusions": None}
+    expected = choose_pairs(scores, view.train_pairs, view.test_pairs, **rule)
+    pd.testing.assert_frame_equal(view.exclusions(**rule), expected)
+    assert view.sweep(least).counts([threshold])["pairs"][0] == len(expected)
+
+
+def test_relative_thresholds_say_what_they_are_relative_to() -> None:
+    view = make_case(14).view()
+    scores = view.influence()
+    for asked, expected in (
+        ({"quantile": 0.2}, rules.quantile_threshold(scores, 0.2)),
+        ({"robust_z": -1.5}, rules.robust_threshold(scores, -1.5)),
+    ):
+        threshold, people = view.threshold_at(**asked)
+        assert threshold == expected < 0
+        assert people.describe() == rules.population(scores).describe()
+        assert not view.exclusions(threshold, 1).empty
+
+
 def test_suspects_lie_strictly_above_the_line_highest_first() -> None:
     case = make_case(12)
     view = case.view()
@@ -524,15 +563,27 @@ def test_suspects_lie_strictly_above_the_line_highest_first() -> None:
 
 
 def test_all_influences_above_the_budget_are_refused_with_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One test pair, blocks and samples still answer."""
-    view = make_case(13).view()
+    """One test pair, blocks, samples and the harm rule still answer: they never hold the table."""
+    whole = make_case(13).view()
+    expected = whole.exclusions(-1.0, 2), whole.sweep(2).counts([-9.0, -1.0, 0.0])
     monkeypatch.setattr(influence, "CELL_BUDGET", 100)
-    for ask in (view.influence, view.exclusions, view.sweep):
+    monkeypatch.setattr(influence, "BLOCK_CELLS", 10)  # as many blocks as can be
+    monkeypatch.setattr(rules, "BLOCK_CELLS", 10)
+    view = make_case(13).view()
+    for ask in (view.influence, lambda: view.threshold_at(quantile=0.1), make_case(13).view(measure="rank").exclusions):
         with pytest.raises(ViewError, match=r"16 x 8 = 128 numbers, more than 100.*view\.blocks"):
             ask()
     assert view.influence("x0_x1").shape == (16,)
     assert len(list(view.blocks(4))) == 2
     assert view.sample_influence().shape == (TRAIN, 8)
+    told: list[tuple[int, int]] = []
+    pd.testing.assert_frame_equal(
+        view.sweep(2, progress=lambda done, all_: told.append((done, all_))).counts([-9.0, -1.0, 0.0]), expected[1]
+    )
+    pd.testing.assert_frame_equal(view.exclusions(-1.0, 2), expected[0])
+    assert len(told) > 2
+    assert told[-1][0] == told[-1][1]
+    assert told == sorted(told)
 
 
 LONG = sample_table([0, 1, 2], "a")
@@ -541,7 +592,7 @@ LONG = sample_table([0, 1, 2], "a")
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"measure": "cosine_mean"}, "no measure 'cosine_mean'; choose from dot, cosine, relative, rank"),
+        ({"measure": "angle"}, "no measure 'angle'; choose from dot, cosine, cosine_mean, relative, rank"),
         ({"test_quantity": "margin"}, "no test quantity 'margin'; choose from loss, score_difference"),
         ({"checkpoint_weights": np.ones(2)}, "2 weights were given for 3 checkpoints"),
         ({"checkpoint_weights": np.array([1, np.nan, 1])}, "one finite number each"),
@@ -587,8 +638,10 @@ VIEW = make_case(0).view()
         (lambda: VIEW.suspects("drift", quantile=0.5), ViewError, "no suspect score 'drift'; choose from self_influence"),
         (lambda: VIEW.exclusions(threshold=1.0), ExclusionError, "threshold is 1"),
         (lambda: VIEW.sweep(0), ExclusionError, "min_occurrences is 0"),
-        (lambda: make_case(0).view(measure="rank").exclusions(), ViewError, "measures rank; choose the measure dot"),
-        (lambda: make_case(0).view(measure="cosine").sweep(), ViewError, "measures cosine"),
+        (lambda: make_case(0).view(measure="rank").exclusions(pair_mode="sample"), ViewError, "which rank values do not"),
+        (lambda: make_case(0).view(measure="cosine").sweep(pair_mode="sample"), ViewError, "which cosine values do not"),
+        (lambda: VIEW.threshold_at(), ViewError, "either a quantile or a robust z-score"),
+        (lambda: VIEW.suspects_by([1.0], quantile=0.5), ViewError, "One value is needed for each of 16"),
     ],
 )
 def test_a_question_without_an_answer_is_refused(ask: Callable[[], object], kind: type[Exception], told: str) -> None:

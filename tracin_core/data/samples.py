@@ -4,7 +4,7 @@ A samples table has one row per sample, sorted by id: id, label, angle, material
 and after a split the column `split`: train, validation or test.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -75,31 +75,92 @@ def torch_permutation(count: int, seed: int) -> npt.NDArray[np.int64]:
 
 
 def all_pairs(samples: pd.DataFrame) -> pd.DataFrame:
-    """All unordered pairs of samples with different labels, oriented in sample order.
+    """All unordered pairs of samples with different labels, oriented in sample order; columns as `pair_table`."""
+    return pairs_of(samples, every_draw(len(samples)))
+
+
+def every_draw(count: int) -> pd.DataFrame:
+    """Every unordered pair of positions once, equal labels included: first, second, multiplicity (1)."""
+    first, second = np.triu_indices(count, 1)
+    return pd.DataFrame({"first": first, "second": second, "multiplicity": 1})
+
+
+def random_draws(counts: Sequence[int], seed: int) -> list[pd.DataFrame]:
+    """n (n - 1) / 2 draws of two distinct of n positions, for each n in turn: first, second (as drawn), multiplicity.
+
+    From NumPy's legacy generator, `RandomState(seed).choice(n, 2, replace=False)` per draw, as existing trainings do, training side first.
+    Draws know nothing of labels: equal ones are included, since another label can make a pair of them.
+    """
+    generator = np.random.RandomState(seed)
+    drawn = []
+    for count in counts:
+        number = count * (count - 1) // 2
+        ends = np.array([generator.choice(count, 2, replace=False) for _ in range(number)], dtype=np.int64).reshape(number, 2)
+        table = pd.DataFrame(ends, columns=["first", "second"])
+        drawn.append(table.groupby(["first", "second"], sort=True).size().rename("multiplicity").reset_index())
+    return drawn
+
+
+def listed_draws(samples: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """The pairs of these two ids each, in the given orientation; a repeated pair counts as often as it is listed.
+
+    Raises:
+        UnknownSampleError: an id is not among the samples, or a pair joins a sample with itself.
+    """
+    place = {str(sample): row for row, sample in enumerate(samples["id"])}
+    for pair in pairs:
+        strangers = [sample for sample in pair if sample not in place]
+        if strangers or pair[0] == pair[1]:
+            told = f"'{strangers[0]}', which is none of these {len(place)} samples" if strangers else f"'{pair[0]}' twice"
+            raise UnknownSampleError(
+                f"The listed pair {tuple(pair)} names {told}; list pairs of two training samples by their ids."
+            )
+    table = pd.DataFrame([(place[one], place[two]) for one, two in pairs], columns=["first", "second"], dtype=np.int64)
+    return table.groupby(["first", "second"], sort=True).size().rename("multiplicity").reset_index()
+
+
+def pairs_of(samples: pd.DataFrame, draws: pd.DataFrame, *, oriented: bool = False) -> pd.DataFrame:
+    """The pairs that these draws make under the samples' labels: equal labels make none, each pair stands once with its multiplicity.
+
+    Args:
+        oriented: (a, b) and (b, a) stay two pairs, as drawn; else they are one, in sample order.
+    """
+    labels = samples["label"].to_numpy()
+    ends = draws[["first", "second"]].to_numpy()
+    ends = ends if oriented else np.sort(ends, axis=1)
+    kept = labels[ends[:, 0]] != labels[ends[:, 1]]
+    key = ends[kept, 0] * len(samples) + ends[kept, 1]
+    known, place = np.unique(key, return_inverse=True)
+    multiplicity = np.bincount(place, weights=draws["multiplicity"].to_numpy()[kept], minlength=len(known)).astype(np.int64)
+    first, second = np.divmod(known, max(len(samples), 1))
+    return pair_table(samples, first, second, multiplicity)
+
+
+def pair_table(
+    samples: pd.DataFrame,
+    first: npt.NDArray[np.int64],
+    second: npt.NDArray[np.int64],
+    multiplicity: npt.NDArray[np.int64] | None = None,
+) -> pd.DataFrame:
+    """The pairs at these positions.
 
     Columns: id (`<id1>_<id2>`), id1, id2, first, second (positions in `samples`), target (+1 if label[first] > label[second], else -1),
-    angle1, angle2, gap (degrees between them).
+    angle1, angle2, gap (degrees between them), multiplicity (how often the pair is trained on in an epoch).
     """
-    first, second = np.triu_indices(len(samples), 1)
-    labels = samples["label"].to_numpy()
-    different = labels[first] != labels[second]
-    return pair_table(samples, first[different], second[different])
-
-
-def pair_table(samples: pd.DataFrame, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> pd.DataFrame:
-    """The pairs at these positions, with the columns of `all_pairs`."""
-    ids, labels, angles = (samples[name].to_numpy() for name in ("id", "label", "angle"))
+    labels, angles = samples["label"].to_numpy(), samples["angle"].to_numpy()
+    one, two = (samples["id"].astype("str").take(ends).reset_index(drop=True) for ends in (first, second))
     return pd.DataFrame(
         {
-            "id": ids[first] + "_" + ids[second],
-            "id1": ids[first],
-            "id2": ids[second],
+            "id": one + "_" + two,
+            "id1": one,
+            "id2": two,
             "first": first.astype(np.int64),
             "second": second.astype(np.int64),
             "target": np.where(labels[first] > labels[second], 1, -1),
             "angle1": angles[first],
             "angle2": angles[second],
             "gap": np.abs(angles[first] - angles[second]),
+            "multiplicity": np.ones(len(first), dtype=np.int64) if multiplicity is None else multiplicity,
         }
     )
 

@@ -222,7 +222,7 @@ class Run:
         rows = self._rows(epochs)
         asked: dict[str, Any] = {"name": loss, "margin": margin, "ghm_bins": ghm_bins, "ghm_alpha": ghm_alpha}
         chosen = PairLoss(**{**asdict(self.loss), **{name: value for name, value in asked.items() if value is not None}})
-        return View(
+        return View.of_pairs(
             self.train_pairs,
             self.test_pairs,
             self.kernels.at(rows),

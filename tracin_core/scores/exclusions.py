@@ -8,8 +8,8 @@ A pair is unordered: of (a, b) and (b, a), or of repeated draws, the first in th
 (else one test would give two occurrences) as on the training side (else one pair would be listed twice).
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import fsum
 from typing import Literal, get_args
 
 import numpy as np
@@ -20,18 +20,24 @@ from tracin_core.errors import ExclusionError
 
 PairMode = Literal["ranking_pair", "full_pair", "sample"]
 Scores = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+Progress = Callable[[int, int], None]
+Reader = Callable[[Rows], Scores]  # the scores of these rows on every test
 PAIR_COLUMNS = ["id", "id1", "id2", "occurrences", "average_influence", "affected_tests"]
 SAMPLE_COLUMNS = ["id", "occurrences", "total_harm", "average_influence", "affected_tests"]
+PAIR_ORDER = {"occurrences": False, "average_influence": True, "id": True}
+SAMPLE_ORDER = {"total_harm": True, "occurrences": False, "id": True}
 COLUMN_TYPES = {"occurrences": "int64", "total_harm": "float64", "average_influence": "float64"}
 MAD_TO_SIGMA = 1.4826
 SUGGESTED_QUANTILE = 0.02
+BLOCK_CELLS = 4_000_000  # 32 MB of scores at a time
 
 
 # ---- the rule -------------------------------------------------------------------------------------------------------------------
 
 
 def choose_pairs(
-    scores: Scores | None,
+    scores: Scores | Reader | None,
     pairs: pd.DataFrame,
     tests: pd.DataFrame,
     *,
@@ -40,7 +46,8 @@ def choose_pairs(
     max_exclusions: int | None,
     pair_mode: PairMode = "ranking_pair",
     sample_ids: npt.NDArray[np.object_] | None = None,
-    sample_scores: Scores | None = None,
+    sample_scores: Scores | Reader | None = None,
+    candidates: Rows | None = None,
 ) -> pd.DataFrame:
     """What the harm rule leaves out, most harmful first; an empty frame with the same columns where it finds nothing.
 
@@ -55,10 +62,11 @@ def choose_pairs(
     full_pair.
 
     Args:
-        scores: [N, M], train pairs x test pairs; not read in mode `sample`.
+        scores: [N, M], train pairs x test pairs, or what reads some rows of it; not read in mode `sample`.
         pairs, tests: id, id1, id2 of the N and the M pairs.
         max_exclusions: how many pairs, or samples, are listed at most; None: all.
         sample_ids, sample_scores: [n] and [n, M], for mode `sample`.
+        candidates: rows known to hold all that can be chosen; None: every row is looked at.
 
     Raises:
         ExclusionError: the rule or a score cannot be used.
@@ -71,64 +79,116 @@ def choose_pairs(
             raise ExclusionError(
                 "Mode 'sample' needs the scores of samples; give sample_ids and sample_scores, or choose ranking_pair."
             )
-        table = pd.DataFrame({"id": sample_ids})
-        chosen = _harmful(sample_scores[:, counted], table, test_ids, threshold, min_occurrences)
-        return _listed(chosen, SAMPLE_COLUMNS, {"occurrences": False, "average_influence": True, "id": True}, max_exclusions)
+        rule = _Rule(_reader(sample_scores, counted), test_ids, threshold, min_occurrences)
+        return choose_samples(rule, pd.DataFrame({"id": sample_ids}), max_exclusions, candidates)
     if scores is None:
         raise ExclusionError(f"Mode '{pair_mode}' needs the scores of pairs; give them, or choose sample.")
+    rule = _Rule(_reader(scores, counted), test_ids, threshold, min_occurrences)
     kept = first_of_each(pairs)
-    once = scores if kept.all() and counted.all() else scores[np.ix_(kept, counted)]
-    chosen = _harmful(once, pairs.loc[kept, ["id", "id1", "id2"]], test_ids, threshold, min_occurrences)
+    rows = np.flatnonzero(kept) if candidates is None else candidates[kept[candidates]]
+    found = rule.harmful(pairs[["id", "id1", "id2"]], rows)
     if pair_mode == "full_pair":
-        order = {"total_harm": True, "occurrences": False, "id": True}
-        return _listed(_both_samples(chosen), SAMPLE_COLUMNS, order, max_exclusions)
-    return _listed(chosen, PAIR_COLUMNS, {"occurrences": False, "average_influence": True, "id": True}, max_exclusions)
+        listed = _ordered(_both_samples(found), SAMPLE_ORDER, max_exclusions)
+        return _typed(listed.assign(affected_tests=rule.affected_of(listed["id"], found)), SAMPLE_COLUMNS)
+    listed = _ordered(found, PAIR_ORDER, max_exclusions)
+    return _typed(listed.assign(affected_tests=rule.affected(listed["row"])), PAIR_COLUMNS)
 
 
-def _harmful(
-    scores: Scores, table: pd.DataFrame, test_ids: npt.NDArray[np.object_], threshold: float, min_occurrences: int
-) -> pd.DataFrame:
-    """The table's rows that are candidates, with occurrences, total_harm, average_influence and affected_tests."""
-    check_scores(scores, table["id"].to_numpy(), test_ids)
-    occurrences = (scores < threshold).sum(axis=1)
-    rows = np.flatnonzero(occurrences >= min_occurrences)
-    below = scores[rows] < threshold
-    harm = np.array([fsum(score[hit]) for score, hit in zip(scores[rows], below, strict=True)], dtype=np.float64)
-    return table.iloc[rows].assign(
-        occurrences=occurrences[rows],
-        total_harm=harm,
-        average_influence=harm / occurrences[rows],
-        affected_tests=pd.Series([list(test_ids[hit]) for hit in below], index=table.index[rows], dtype=object),
-    )
+def choose_samples(rule: "_Rule", table: pd.DataFrame, most: int | None, candidates: Rows | None = None) -> pd.DataFrame:
+    """The pair rule on samples, in the pair rule's order, with the columns of a list of samples."""
+    found = rule.harmful(table, np.arange(len(table)) if candidates is None else candidates)
+    listed = _ordered(found, PAIR_ORDER, most)
+    return _typed(listed.assign(affected_tests=rule.affected(listed["row"])), SAMPLE_COLUMNS)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """The rule on scores that are read a block of rows at a time."""
+
+    read: Reader
+    test_ids: npt.NDArray[np.object_]
+    threshold: float
+    min_occurrences: int
+
+    def harmful(self, table: pd.DataFrame, rows: Rows) -> pd.DataFrame:
+        """Those of the rows that are candidates: row, the table's columns, occurrences, total_harm, average_influence."""
+        ids = table["id"].to_numpy()
+        occurrences, harm = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows))
+        for place, scores in self._blocks(rows):
+            check_scores(scores, ids[rows[place]], self.test_ids)
+            below = scores < self.threshold
+            occurrences[place] = below.sum(axis=1)
+            harm[place] = np.where(below, scores, 0.0).sum(axis=1)
+        chosen = occurrences >= self.min_occurrences
+        return (
+            table.iloc[rows[chosen]]
+            .reset_index(drop=True)
+            .assign(
+                row=rows[chosen],
+                occurrences=occurrences[chosen],
+                total_harm=harm[chosen],
+                average_influence=harm[chosen] / occurrences[chosen],
+            )
+        )
+
+    def affected(self, rows: pd.Series) -> pd.Series:
+        """The tests on which each row's score lies below the threshold."""
+        found: list[list[str]] = []
+        for _, scores in self._blocks(rows.to_numpy(dtype=np.int64)):
+            found.extend(list(self.test_ids[hit]) for hit in scores < self.threshold)
+        return pd.Series(found, index=rows.index, dtype=object)
+
+    def affected_of(self, samples: pd.Series, found: pd.DataFrame) -> pd.Series:
+        """The tests that any chosen pair of each sample harms, by id."""
+        hit = np.zeros((len(samples), len(self.test_ids)), dtype=bool)
+        place = {sample: row for row, sample in enumerate(samples)}
+        ends = found[["id1", "id2"]].map(lambda sample: place.get(sample, -1)).to_numpy(dtype=np.int64).reshape(-1, 2)
+        for block, scores in self._blocks(found["row"].to_numpy(dtype=np.int64)):
+            for end in ends[block].T:
+                listed = end >= 0
+                np.logical_or.at(hit, end[listed], (scores < self.threshold)[listed])
+        return pd.Series([sorted(self.test_ids[row]) for row in hit], index=samples.index, dtype=object)
+
+    def _blocks(self, rows: Rows) -> Iterator[tuple[slice, Scores]]:
+        step = max(1, BLOCK_CELLS // max(len(self.test_ids), 1))
+        for start in range(0, len(rows), step):
+            place = slice(start, min(start + step, len(rows)))
+            yield place, self.read(rows[place])
+
+
+def _reader(scores: Scores | Reader, counted: npt.NDArray[np.bool_]) -> Reader:
+    read = scores if callable(scores) else scores.__getitem__
+    return read if counted.all() else lambda rows: read(rows)[:, counted]
 
 
 def _both_samples(chosen: pd.DataFrame) -> pd.DataFrame:
+    """Each sample of the chosen pairs with the sums of its pairs."""
     ends = pd.concat([chosen.assign(id=chosen[end]) for end in ("id1", "id2")], ignore_index=True)
-    rows = [
-        {
-            "id": sample,
-            "occurrences": int(part["occurrences"].sum()),
-            "total_harm": fsum(part["total_harm"]),
-            "average_influence": fsum(part["total_harm"]) / int(part["occurrences"].sum()),
-            "affected_tests": sorted({test for tests in part["affected_tests"] for test in tests}),
-        }
-        for sample, part in ends.groupby("id")
-    ]
-    return pd.DataFrame(rows, columns=SAMPLE_COLUMNS)
+    sums = ends.groupby("id")[["occurrences", "total_harm"]].sum().reset_index()
+    return sums.assign(average_influence=sums["total_harm"] / sums["occurrences"])
 
 
-def _listed(chosen: pd.DataFrame, columns: list[str], order: dict[str, bool], most: int | None) -> pd.DataFrame:
-    """Ordered, then cut; every column has its type, also when there is no row."""
-    ordered = chosen.sort_values(list(order), ascending=list(order.values()), ignore_index=True)[columns]
-    typed = ordered.astype({name: kind for name, kind in COLUMN_TYPES.items() if name in columns})
-    return typed if most is None else typed.head(most)
+def _ordered(found: pd.DataFrame, order: dict[str, bool], most: int | None) -> pd.DataFrame:
+    ordered = found.sort_values(list(order), ascending=list(order.values()), ignore_index=True)
+    return ordered if most is None else ordered.head(most)
+
+
+def _typed(listed: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Every column has its type, also when there is no row."""
+    return listed[columns].astype({name: kind for name, kind in COLUMN_TYPES.items() if name in columns})
 
 
 def first_of_each(pairs: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Which rows are the first of their unordered pair (id1, id2)."""
-    codes, names = pd.factorize(pd.concat([pairs["id1"], pairs["id2"]]))
-    one, two = codes[: len(pairs)].astype(np.int64), codes[len(pairs) :].astype(np.int64)
-    key = np.minimum(one, two) * len(names) + np.maximum(one, two)
+    """Which rows are the first of their unordered pair (first, second), or (id1, id2) in a table without positions."""
+    if not {"first", "id1"} & set(pairs.columns):
+        return np.ones(len(pairs), dtype=bool)  # samples: each is its own
+    if {"first", "second"} <= set(pairs.columns):
+        one, two = pairs["first"].to_numpy(), pairs["second"].to_numpy()
+        width = int(max(one.max(initial=0), two.max(initial=0))) + 1
+    else:
+        codes, names = pd.factorize(pd.concat([pairs["id1"], pairs["id2"]]))
+        one, two, width = codes[: len(pairs)].astype(np.int64), codes[len(pairs) :].astype(np.int64), len(names)
+    key = np.minimum(one, two) * width + np.maximum(one, two)
     return np.asarray(~pd.Series(key).duplicated().to_numpy())
 
 
@@ -176,12 +236,39 @@ def kth_lowest(scores: Scores, k: int) -> Scores:
         ExclusionError: k is below 1, or a score is not a number.
     """
     check_occurrences(k)
-    if not np.isfinite(scores).all():
-        row, column = (int(place) for place in np.argwhere(~np.isfinite(scores))[0])
-        raise ExclusionError(f"The score in row {row}, column {column} is {scores[row, column]}; compute the run again.")
+    check_finite(scores)
     if k > scores.shape[1]:
         return np.full(len(scores), np.inf)
     return np.asarray(np.partition(scores, k - 1, axis=1)[:, k - 1])
+
+
+def streamed_kth_lowest(parts: Sequence[Reader], rows: int, k: int, tests: int, progress: Progress | None = None) -> Scores:
+    """`kth_lowest` of a table that is read in parts, each a reader of some of its columns, and a block of rows at a time.
+
+    Args:
+        rows, tests: the shape of the whole table.
+        progress: told how many of how many rows of parts are done.
+
+    Raises:
+        ExclusionError: k is below 1, or a score is not a number.
+    """
+    check_occurrences(k)
+    if k > tests:
+        return np.full(rows, np.inf)
+    lowest = np.full((rows, k if len(parts) > 1 else 1), np.inf)
+    step = max(1, BLOCK_CELLS // -(-tests // max(len(parts), 1)))
+    for number, part in enumerate(parts):
+        for start in range(0, rows, step):
+            place = np.arange(start, min(start + step, rows))
+            scores = part(place)
+            if len(parts) == 1:
+                lowest[place, 0] = kth_lowest(scores, k)
+            else:
+                check_finite(scores)
+                lowest[place] = np.partition(np.concatenate([lowest[place], scores], axis=1), k - 1, axis=1)[:, :k]
+            if progress is not None:
+                progress(number * rows + int(place[-1]) + 1, rows * len(parts))
+    return np.asarray(lowest.max(axis=1))
 
 
 def count_below(kth_sorted: Scores, thresholds: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -259,14 +346,13 @@ def _values(scores: Scores) -> Scores:
     return values
 
 
-def suggested_threshold(scores: Scores, min_occurrences: int, share: float = SUGGESTED_QUANTILE) -> float:
-    """Chooses about this share of the train pairs: the quantile of their `min_occurrences`-th lowest scores (all pairs), capped at 0.
+def suggested_threshold(kth: Scores, share: float = SUGGESTED_QUANTILE) -> float:
+    """Chooses about this share of the train pairs: the quantile of their k-th lowest scores, k = min_occurrences, capped at 0.
 
     0, which chooses the pairs with as many negative scores, where fewer than this share of pairs are harmful at all.
     """
     if not 0 < share <= 1:
         raise ExclusionError(f"The share is {share}; choose a number above 0, up to 1.")
-    kth = kth_lowest(scores, min_occurrences)
     finite = kth[np.isfinite(kth)]
     return 0.0 if finite.size == 0 else min(float(np.quantile(finite, share)), 0.0)
 
@@ -296,6 +382,12 @@ def check_threshold(threshold: float) -> None:
 def check_occurrences(count: int) -> None:
     if count < 1:
         raise ExclusionError(f"min_occurrences is {count}; choose at least 1.")
+
+
+def check_finite(scores: Scores) -> None:
+    if not np.isfinite(scores).all():
+        row, column = (int(place) for place in np.argwhere(~np.isfinite(scores))[0])
+        raise ExclusionError(f"The score in row {row}, column {column} is {scores[row, column]}; compute the run again.")
 
 
 def check_scores(scores: Scores, ids: npt.NDArray[np.object_], test_ids: npt.NDArray[np.object_]) -> None:

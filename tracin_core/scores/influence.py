@@ -1,8 +1,8 @@
-"""TracIn of ranking pairs as algebra on cached tangent kernels (Pruthi, Liu, Kale, Sundararajan, NeurIPS 2020, arXiv 2002.08484).
+"""TracIn as algebra on cached tangent kernels (Pruthi, Liu, Kale, Sundararajan, NeurIPS 2020, arXiv 2002.08484).
 
     influence(e, e') = sum_c w_c <grad L(e'; theta_c), grad L(e; theta_c)> = sum_c w_c a_e^T K_c a_e'
 
-with K_c[i, j] = <grad f(x_i), grad f(x_j)> and a_e = dL_e / df. For a pair e = (i, j): a_e = (a, -a), so that
+with K_c[i, j] = <grad f(x_i), grad f(x_j)> and a_e = dL_e / df (`examples`). For a pair e = (i, j): a_e = (a, -a), so that
 
     influence((i,j), (p,q)) = sum_c w_c a a' (K[i,p] - K[i,q] - K[j,p] + K[j,q])
     self_influence((i,j))   = sum_c w_c a^2 (K[i,i] + K[j,j] - 2 K[i,j])
@@ -12,13 +12,18 @@ float64, over layers and then checkpoints in their order.
 
 Measures, with I = influence and S = self_influence, both summed over checkpoints first:
 
-    dot        I
-    cosine     I / sqrt(S_e S_e')        of the whole run; NaN where either example has no gradient
-    relative   I / sqrt(S_e)             Barshan, Brunet, Dziugaite 2020 (arXiv 2003.11630), without curvature; NaN where e has no gradient
-    rank       mid-rank percentile of I over the training pairs, per test pair: near 0 = most harmful; 50 throughout for a dead test pair
+    dot          I
+    cosine       I / sqrt(S_e S_e')      of the whole run; NaN where either example has no gradient
+    cosine_mean  mean of the checkpoints' own cosines, over those of weight other than 0 where both examples have a gradient; NaN where
+                 there is none. Another measure than cosine, and blind to the weights' sizes
+    relative     I / sqrt(S_e)           Barshan, Brunet, Dziugaite 2020 (arXiv 2003.11630), without curvature; NaN where e has no gradient
+    rank         mid-rank percentile of I over the training examples, per test: near 0 = most harmful; 50 throughout for a dead test
+
+What would be large is never held: one test, one sample and self-influence are single products, and whatever goes over all tests goes
+through them in blocks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -30,39 +35,56 @@ from scipy import sparse, stats
 
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.scores import exclusions as rules
-from tracin_core.scores.losses import GhmTable, PairLoss, ghm_table, ghm_weights, pair_derivative, pair_loss
+from tracin_core.scores.examples import ALL, Examples, PairExamples, Rows, TestQuantity, density_tables
+from tracin_core.scores.losses import GhmTable, PairLoss
 
 Array = npt.NDArray[np.float64]
-Measure = Literal["dot", "cosine", "relative", "rank"]
-TestQuantity = Literal["loss", "score_difference"]
+Measure = Literal["dot", "cosine", "cosine_mean", "relative", "rank"]
 SuspectScore = Literal["self_influence", "mean_loss"]
+Progress = Callable[[int, int], None]
 CELL_BUDGET = 100_000_000
+BLOCK_CELLS = 4_000_000  # 32 MB of scores at a time
 DEAD_RATIO = 16 * float(np.finfo(np.float32).eps)
-TOP_COLUMNS = ["id", "id1", "id2", "angle1", "angle2", "influence", "percentile", "self_influence", "contributions"]
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What the engine computed, for C checkpoints and L layer groups: n training samples, m test samples. float32."""
+    """What the engine computed, for C checkpoints and L layer groups: n training samples, m test samples. float32.
+
+    n and m stand for positions: with every one of k outputs kept apart (cotangent `outputs`) there are k for each sample.
+    """
 
     train_train: npt.NDArray[np.float32]  # [C, L, n, n]
     test_train: npt.NDArray[np.float32]  # [C, L, m, n]
     test_test: npt.NDArray[np.float32]  # [C, L, m, m]
-    train_outputs: npt.NDArray[np.float32]  # [C, n]
-    test_outputs: npt.NDArray[np.float32]  # [C, m]
+    train_outputs: npt.NDArray[np.float32]  # [C, n], or [C, n, k]
+    test_outputs: npt.NDArray[np.float32]  # [C, m], or [C, m, k]
 
     def at(self, rows: Sequence[int]) -> "Kernels":
         """The same for some checkpoints."""
         return Kernels(*(getattr(self, name)[list(rows)] for name in self.__dataclass_fields__))
 
 
+@dataclass(frozen=True)
+class SummedKernels:
+    """The layers' kernels summed, of each checkpoint: what a method maps to another kernel. float64."""
+
+    train_train: Array  # [C, n, n]
+    test_train: Array  # [C, m, n]
+    test_test: Array  # [C, m, m]
+
+
+KernelMap = Callable[["View", SummedKernels], SummedKernels]
+
+
 class View:
     """The scores of one run under one loss, one choice of checkpoints and weights. Nothing here computes a gradient.
 
     Args:
-        train_pairs, test_pairs: as `all_pairs` makes them; `first` and `second` are positions in the samples of the kernels.
+        train, test: the examples of the two sides; their positions are those of the kernels.
         checkpoint_weights: w_c, [C].
         layers: places of the layer groups to sum; None: all of them.
+        kernel_map: what a method makes of the summed kernels; None: they stay as they are.
 
     Raises:
         ViewError: the settings have no answer, or the tables do not fit the kernels.
@@ -70,105 +92,129 @@ class View:
 
     def __init__(
         self,
+        train: Examples,
+        test: Examples,
+        kernels: Kernels,
+        *,
+        checkpoint_weights: Array,
+        checkpoint_names: Sequence[str],
+        measure: Measure = "dot",
+        layers: Sequence[int] | None = None,
+        kernel_map: KernelMap | None = None,
+    ) -> None:
+        _require_known("measure", measure, get_args(Measure))
+        _require_weights(np.asarray(checkpoint_weights, dtype=float), len(kernels.train_outputs), measure)
+        _require_layers(layers, kernels.train_train.shape[1])
+        _require_fit("training", train, kernels.train_outputs, kernels.train_train.shape[-1])
+        _require_fit("test", test, kernels.test_outputs, kernels.test_test.shape[-1])
+        self.train, self.test, self.measure = train, test, measure
+        self.checkpoint_weights, self.checkpoint_names = np.asarray(checkpoint_weights, dtype=float), list(checkpoint_names)
+        self._kernels, self._kernel_map = kernels, kernel_map
+        self._layers = range(kernels.train_train.shape[1]) if layers is None else list(layers)
+        self._kth_lowest: dict[tuple[int, bool], Array] = {}
+
+    @classmethod
+    def of_pairs(
+        cls,
         train_pairs: pd.DataFrame,
         test_pairs: pd.DataFrame,
         kernels: Kernels,
         *,
         loss: PairLoss,
-        checkpoint_weights: Array,
-        checkpoint_names: Sequence[str],
         train_samples: pd.DataFrame,
         test_samples: pd.DataFrame,
-        measure: Measure = "dot",
         test_quantity: TestQuantity = "loss",
-        layers: Sequence[int] | None = None,
-    ) -> None:
-        _require_known("measure", measure, get_args(Measure))
+        population: pd.DataFrame | None = None,
+        strangers: npt.NDArray[np.bool_] | None = None,
+        **settings: Any,
+    ) -> "View":
+        """The view of ranking pairs.
+
+        Args:
+            train_pairs, test_pairs: as `pair_table` makes them.
+            population: the pairs that the model was trained on, whose densities GHM weights are read from; None: the training pairs.
+            strangers: training pairs that are not members of that population, [N]; None: all are.
+        """
         _require_known("test quantity", test_quantity, get_args(TestQuantity))
-        _require_weights(np.asarray(checkpoint_weights, dtype=float), len(kernels.train_outputs), measure)
-        _require_layers(layers, kernels.train_train.shape[1])
-        _require_fit("training", train_pairs, train_samples, kernels.train_outputs)
-        _require_fit("test", test_pairs, test_samples, kernels.test_outputs)
-        self.train_pairs, self.test_pairs = train_pairs, test_pairs
-        self.train_samples, self.test_samples = train_samples, test_samples
-        self.loss, self.measure, self.test_quantity = loss, measure, test_quantity
-        self.checkpoint_weights, self.checkpoint_names = np.asarray(checkpoint_weights, dtype=float), list(checkpoint_names)
-        self._kernels = kernels
-        self._layers = range(kernels.train_train.shape[1]) if layers is None else list(layers)
-        self._test_rows = {str(pair): row for row, pair in enumerate(test_pairs["id"])}
-        self._train_rows = {str(pair): row for row, pair in enumerate(train_pairs["id"])}
+        _require_samples("training", train_pairs, train_samples, kernels.train_outputs)
+        _require_samples("test", test_pairs, test_samples, kernels.test_outputs)
+        densities = density_tables(loss, kernels.train_outputs, train_pairs if population is None else population)
+        train = PairExamples(train_pairs, train_samples, kernels.train_outputs, loss, densities, strangers)
+        guests = np.ones(len(test_pairs), dtype=bool)
+        test = PairExamples(test_pairs, test_samples, kernels.test_outputs, loss, densities, guests, test_quantity)
+        return cls(train, test, kernels, **settings)
 
-    # ---- what the loss asks of each pair ------------------------------------------------------------------------------------
+    def mapped(self, kernel_map: KernelMap | None, *, checkpoint_weights: Array | None = None) -> "View":
+        """The same view on what a method makes of the kernels."""
+        return View(
+            self.train,
+            self.test,
+            self._kernels,
+            checkpoint_weights=self.checkpoint_weights if checkpoint_weights is None else checkpoint_weights,
+            checkpoint_names=self.checkpoint_names,
+            measure=self.measure,
+            layers=list(self._layers),
+            kernel_map=kernel_map,
+        )
 
-    def _ends(self, outputs: npt.NDArray[np.float32], pairs: pd.DataFrame) -> tuple[Any, Any, Any]:
-        return outputs[:, pairs["first"]], outputs[:, pairs["second"]], pairs["target"].to_numpy()
+    # ---- the examples ------------------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
+    def train_pairs(self) -> pd.DataFrame:
+        """The training examples, one row each."""
+        return self.train.table
+
+    @property
+    def test_pairs(self) -> pd.DataFrame:
+        """The test examples, one row each."""
+        return self.test.table
+
+    @property
+    def train_samples(self) -> pd.DataFrame:
+        return self.train.samples
+
+    @property
+    def test_samples(self) -> pd.DataFrame:
+        return self.test.samples
+
+    @property
     def train_derivatives(self) -> Array:
         """dL/ds_first of every training pair at every checkpoint: [C, N]."""
-        first, second, target = self._ends(self._kernels.train_outputs, self.train_pairs)
-        return np.stack(
-            [pair_derivative(self.loss, a, b, target, u) for a, b, u in zip(first, second, self._train_weights, strict=True)]
-        )
+        return self.train.derivatives
 
-    @cached_property
+    @property
     def test_derivatives(self) -> Array:
-        """The same for the test quantity of every test pair: [C, M]. That of `score_difference`, -t (s_a - s_b), is -t: it never dies."""
-        first, second, target = self._ends(self._kernels.test_outputs, self.test_pairs)
-        if self.test_quantity == "score_difference":
-            return np.broadcast_to(-target.astype(float), first.shape).copy()
-        return np.stack(
-            [pair_derivative(self.loss, a, b, target, u) for a, b, u in zip(first, second, self._test_weights, strict=True)]
-        )
+        """The same for the test quantity of every test pair: [C, M]."""
+        return self.test.derivatives
 
-    @cached_property
+    @property
     def train_losses(self) -> Array:
-        """The loss of every training pair at every checkpoint: [C, N]."""
-        first, second, target = self._ends(self._kernels.train_outputs, self.train_pairs)
-        return np.stack([pair_loss(self.loss, a, b, target, u) for a, b, u in zip(first, second, self._train_weights, strict=True)])
+        """The loss of every training example at every checkpoint: [C, N]."""
+        return self.train.losses
+
+    @property
+    def ghm_tables(self) -> tuple[GhmTable, ...]:
+        """The density table at each checkpoint, from which GHM weights are read; none under another loss."""
+        return self.train.densities if isinstance(self.train, PairExamples) else ()
 
     @cached_property
-    def _train_weights(self) -> Array:
-        return self._weights(self._kernels.train_outputs, self.train_pairs, guest=False)
-
-    @cached_property
-    def _test_weights(self) -> Array:
-        return self._weights(self._kernels.test_outputs, self.test_pairs, guest=True)
-
-    def _weights(self, outputs: npt.NDArray[np.float32], pairs: pd.DataFrame, *, guest: bool) -> Array:
-        """Each pair's expected GHM weight at each checkpoint, from the training population; 1 for other losses."""
-        if not self.loss.is_ghm:
-            return np.ones((len(outputs), len(pairs)))
-        first, second, target = self._ends(outputs, pairs)
-        return np.stack(
-            [
-                ghm_weights(self.loss, table, a, b, target, guest=guest)
-                for table, a, b in zip(self.ghm_tables, first, second, strict=True)
-            ]
-        )
-
-    @cached_property
-    def ghm_tables(self) -> list[GhmTable]:
-        """The training pairs' density table at each checkpoint, from which GHM weights are read; each pair counts once."""
-        first, second, target = self._ends(self._kernels.train_outputs, self.train_pairs)
-        return [ghm_table(self.loss, a, b, target) for a, b in zip(first, second, strict=True)]
+    def dead_tests(self) -> npt.NDArray[np.bool_]:
+        """Which tests have no gradient at any checkpoint of the view, so that every influence on them is exactly 0: [M]."""
+        counted = self.checkpoint_weights != 0
+        return np.asarray(~np.any(self.test.derivatives[counted] != 0, axis=0))
 
     # ---- kernels ------------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _train_train(self) -> Array:
-        return self._summed(self._kernels.train_train)
-
-    @cached_property
-    def _test_test(self) -> Array:
-        return self._summed(self._kernels.test_test)
-
-    @cached_property
-    def _test_train(self) -> Array:
-        return self._summed(self._kernels.test_train)
+    def kernels(self) -> SummedKernels:
+        """The layers' kernels summed in float64, in their order, as the view's method maps them."""
+        if self._kernel_map is None:
+            raw = self._kernels
+            return SummedKernels(*(self._summed(kernel) for kernel in (raw.train_train, raw.test_train, raw.test_test)))
+        return self._kernel_map(self, self.mapped(None).kernels)
 
     def _summed(self, kernel: npt.NDArray[np.float32]) -> Array:
-        """The layers' kernels summed in float64, in their order: [C, rows, columns]."""
+        """[C, rows, columns]."""
         total = np.zeros((kernel.shape[0], *kernel.shape[2:]))
         for layer in self._layers:
             total += kernel[:, layer]
@@ -176,217 +222,267 @@ class View:
 
     # ---- scores -------------------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def dead_tests(self) -> npt.NDArray[np.bool_]:
-        """Which test pairs have no gradient at any checkpoint of the view, so that every influence on them is exactly 0: [M]."""
-        counted = self.checkpoint_weights != 0
-        return np.asarray(~np.any(self.test_derivatives[counted] != 0, axis=0))
-
-    @cached_property
-    def live_share(self) -> Array:
-        """The share of training pairs that have a gradient, at each checkpoint: [C]."""
-        return np.asarray((self.train_derivatives != 0).mean(axis=1))
-
     def self_influence(self) -> Array:
-        """sum_c w_c |grad L(e; theta_c)|^2 of every training pair: [N], in the units of the loss; at least 0 for weights of at least 0."""
+        """sum_c w_c |grad L(e; theta_c)|^2 of every training example: [N], in the units of the loss; >= 0 for weights >= 0."""
         return self._own_train.copy()
+
+    def self_contributions(self) -> Array:
+        """What each checkpoint adds to every self-influence, weights included: [C, N]."""
+        return np.asarray(self.checkpoint_weights[:, None] * self._norms_train)
 
     @cached_property
     def _own_train(self) -> Array:
-        return self._own(self._train_train, self.train_pairs, self.train_derivatives)
+        return np.asarray(self.checkpoint_weights @ self._norms_train)
 
     @cached_property
     def _own_test(self) -> Array:
-        return self._own(self._test_test, self.test_pairs, self.test_derivatives)
+        return np.asarray(self.checkpoint_weights @ self._norms_test)
 
-    def _own(self, kernels: Array, pairs: pd.DataFrame, derivatives: Array) -> Array:
-        """sum_c w_c a^2 |g_i - g_j|^2. A norm lost in the kernel's rounding counts as 0, never as negative."""
-        first, second = pairs["first"].to_numpy(), pairs["second"].to_numpy()
-        total = np.zeros(len(pairs))
-        for weight, kernel, slope in zip(self.checkpoint_weights, kernels, derivatives, strict=True):
-            diagonal = np.diagonal(kernel)
-            common = diagonal[first] + diagonal[second]
-            norm = common - 2 * kernel[first, second]
-            total += weight * slope**2 * np.where(norm <= DEAD_RATIO * common, 0.0, norm)
-        return total
+    @cached_property
+    def _norms_train(self) -> Array:
+        return squared_norms(self.train, self.kernels.train_train)
+
+    @cached_property
+    def _norms_test(self) -> Array:
+        return squared_norms(self.test, self.kernels.test_test)
 
     def influence(self, test: str | None = None) -> Array:
-        """The view's measure of every training pair on one test pair [N], or on all of them [N, M].
+        """The view's measure of every training example on one test [N], or on all of them [N, M].
 
         Raises:
-            NotFoundError: no such test pair.
+            NotFoundError: no such test.
             ViewError: all of them would be more than the budget; use `blocks`.
         """
         if test is None:
-            self._require_budget(len(self.train_pairs))
+            self._require_budget(len(self.train))
             return self._influence
         place = self._place(test)
         return self._measured(place, self._dot(place))[:, 0]
 
     @cached_property
     def _influence(self) -> Array:
-        scores = self._measured(slice(None), self._dot(slice(None)))
+        scores = self._measured(ALL, self._dot(ALL))
         scores.setflags(write=False)
         return scores
 
     def _require_budget(self, rows: int) -> None:
-        cells = rows * len(self.test_pairs)
+        cells = rows * len(self.test)
         if cells > CELL_BUDGET:
             raise ViewError(
-                f"All influences are {rows:,} x {len(self.test_pairs):,} = {cells:,} numbers, more than {CELL_BUDGET:,}; ask for one test "
-                f"pair, go through view.blocks(), or compute a run with fewer test pairs."
+                f"All influences are {rows:,} x {len(self.test):,} = {cells:,} numbers, more than {CELL_BUDGET:,}; ask for one test "
+                f"{self.test.noun}, go through view.blocks(), or compute a run with fewer test {self.test.noun}s."
             )
 
-    def blocks(self, width: int = 64) -> Iterator[tuple[slice, Array]]:
-        """The influence matrix, so many test pairs at a time: (their places, [N, width])."""
-        if width < 1:
+    def blocks(self, width: int | None = None) -> Iterator[tuple[slice, Array]]:
+        """The influence matrix, so many tests at a time: (their places, [N, width]). None: as many as fit 32 MB.
+
+        Raises:
+            ViewError: a width below 1.
+        """
+        if width is not None and width < 1:
             raise ViewError(f"A block of {width} test pairs holds nothing; choose a width of at least 1.")
-        for start in range(0, len(self.test_pairs), width):
-            place = slice(start, min(start + width, len(self.test_pairs)))
+        step = width or max(1, BLOCK_CELLS // max(len(self.train), 1))
+        for start in range(0, len(self.test), step):
+            place = slice(start, min(start + step, len(self.test)))
             yield place, self._measured(place, self._dot(place))
 
-    def mean_rank(self) -> Array:
-        """One number per training pair: its mid-rank percentile, averaged over the live test pairs; near 0 = most harmful: [N].
-
-        Raises:
-            ViewError: every test pair is dead.
-        """
-        live = self._live_tests()
-        total = np.zeros(len(self.train_pairs))
-        for row in live:
-            total += percentiles(self._dot(slice(row, row + 1)))[:, 0]
-        return np.asarray(total / live.size)
-
     def mean_influence(self) -> Array:
-        """One number per training pair: the view's measure, averaged over the live test pairs: [N].
+        """One number per training example: the view's measure, averaged over the live tests: [N].
 
         Raises:
-            ViewError: every test pair is dead.
+            ViewError: every test is dead.
         """
         live = self._live_tests()
-        total = np.zeros(len(self.train_pairs))
+        if self.measure == "dot":  # a mean of products is the product with a mean
+            return np.asarray(self._incidence @ self._towards(live).mean(axis=1))
+        total = np.zeros(len(self.train))
         for place, scores in self.blocks():
             here = live[(live >= place.start) & (live < place.stop)] - place.start
             total += scores[:, here].sum(axis=1)
         return np.asarray(total / live.size)
 
     def worst_influence(self) -> Array:
-        """One number per training pair: its lowest measure over the live test pairs: [N]; below 0 where it harms any of them.
+        """One number per training example: its lowest measure over the live tests: [N]; below 0 where it harms any of them.
 
         Raises:
-            ViewError: every test pair is dead.
+            ViewError: every test is dead.
         """
         live = self._live_tests()
-        lowest = np.full(len(self.train_pairs), np.inf)
+        lowest = np.full(len(self.train), np.inf)
         for place, scores in self.blocks():
             here = live[(live >= place.start) & (live < place.stop)] - place.start
             lowest = np.minimum(lowest, scores[:, here].min(axis=1, initial=np.inf))
         return lowest
 
     def _live_tests(self) -> npt.NDArray[np.int64]:
-        """Places of the test pairs that have a gradient at some checkpoint; refuses where there is none."""
+        """Places of the tests that have a gradient at some checkpoint; refuses where there is none."""
         live = np.flatnonzero(~self.dead_tests)
         if live.size == 0:
             raise ViewError(
-                f"All {len(self.test_pairs)} test pairs are dead under {self.loss.describe()}, so there is nothing to average; choose a "
-                f"larger margin, or the score difference as test quantity."
+                f"All {len(self.test)} test {self.test.noun}s are dead under {self.test.described}, so there is nothing to average; "
+                f"choose a larger margin, or the score difference as test quantity."
             )
         return live
 
-    def _measured(self, place: slice, dot: Array) -> Array:
-        """The measure, from the dot influences on the test pairs of this place."""
+    def _measured(self, tests: Rows, dot: Array, rows: Rows = ALL) -> Array:
+        """The measure of these rows, from their dot influences on these tests."""
         if self.measure == "rank":
             return percentiles(dot)
         if self.measure == "cosine":
-            return _ratio(dot, np.sqrt(self._own_train)[:, None] * np.sqrt(self._own_test[place])[None, :])
+            return _ratio(dot, np.sqrt(self._own_train[rows])[:, None] * np.sqrt(self._own_test[tests])[None, :])
         if self.measure == "relative":
-            return _ratio(dot, np.sqrt(self._own_train)[:, None])
+            return _ratio(dot, np.sqrt(self._own_train[rows])[:, None])
+        if self.measure == "cosine_mean":
+            return self._mean_cosine(tests, rows)
         return dot
 
-    def _dot(self, place: slice) -> Array:
-        """sum_c w_c a_e (v_c[i] - v_c[j]): [N, tests], one product with two non-zeros per pair and checkpoint."""
-        return np.asarray(self._weighted_gradients @ self._towards(place))
+    def _mean_cosine(self, tests: Rows, rows: Rows) -> Array:
+        towards = self._towards(tests)
+        total, counted = np.zeros((2, len(self.train.ends[rows]), towards.shape[1]))
+        positions = self.kernels.train_train.shape[1]
+        for c in np.flatnonzero(self.checkpoint_weights):
+            here = slice(c * positions, (c + 1) * positions)
+            dot = (self._unweighted[c][rows] if rows is not ALL else self._unweighted[c]) @ towards[here]
+            cosine = _ratio(dot, np.sqrt(self._norms_train[c, rows])[:, None] * np.sqrt(self._norms_test[c, tests])[None, :])
+            counted += ~np.isnan(cosine)
+            total += np.where(np.isnan(cosine), 0.0, cosine)
+        return _ratio(total, counted)
 
     @cached_property
-    def _weighted_gradients(self) -> Any:
-        """w_c a_e of every training pair over (checkpoint, sample), checkpoints in their order: sparse [N, C n]."""
-        weighted = self.checkpoint_weights[:, None] * self.train_derivatives
-        samples = len(self.train_samples)
-        ends = self.train_pairs[["first", "second"]].to_numpy()
-        columns = (samples * np.arange(len(weighted))[:, None, None] + ends[None]).transpose(1, 0, 2).ravel().astype(np.int32)
-        values = np.stack([weighted, -weighted], axis=2).transpose(1, 0, 2).ravel()
-        starts = 2 * len(weighted) * np.arange(len(ends) + 1, dtype=np.int64)
-        return sparse.csr_array((values, columns, starts), shape=(len(ends), samples * len(weighted)))
+    def _unweighted(self) -> list[Any]:
+        """a_c(e) over positions, one sparse [N, n] per checkpoint."""
+        positions, count = self.kernels.train_train.shape[1], len(self.checkpoint_weights)
+        every = self.train.incidence(np.ones(count), positions).tocsc()
+        return [every[:, c * positions : (c + 1) * positions].tocsr() for c in range(count)]
 
-    def _towards(self, place: slice) -> Array:
-        """v_c = a_e' (K_c[:, p] - K_c[:, q]) of these test pairs, checkpoints below each other: [C n, tests]."""
-        p, q = self.test_pairs["first"].to_numpy()[place], self.test_pairs["second"].to_numpy()[place]
-        slopes = self.test_derivatives[:, place]
-        v = slopes[:, :, None] * (self._test_train[:, p] - self._test_train[:, q])
-        return np.ascontiguousarray(v.transpose(0, 2, 1)).reshape(-1, len(p))
+    def _dot(self, place: Rows) -> Array:
+        """sum_c w_c a_e . v_c: [N, tests], one product with a few non-zeros per example and checkpoint."""
+        return np.asarray(self._incidence @ self._towards(place))
+
+    @cached_property
+    def _incidence(self) -> Any:
+        return self.train.incidence(self.checkpoint_weights, self.kernels.train_train.shape[1])
+
+    def _towards(self, place: Rows) -> Array:
+        """v_c = K_c a_e' of these tests, checkpoints below each other: [C n, tests]."""
+        ends, kernel = self.test.ends[place], self.kernels.test_train
+        coefficients = self.test.coefficients(place)
+        v = np.zeros((len(kernel), len(ends), kernel.shape[2]))
+        for end in range(ends.shape[1]):
+            v += coefficients[:, :, end, None] * kernel[:, ends[:, end]]
+        return np.ascontiguousarray(v.transpose(0, 2, 1)).reshape(-1, len(ends))
 
     def contributions(self, train: str, test: str) -> Array:
         """What each checkpoint adds to one dot influence, weights included: [C]."""
         return np.asarray(self._terms(np.array([self.train_row(train)]), test)[0])
 
+    def checkpoint_influence(self, test: str) -> Array:
+        """What each checkpoint adds to the dot influence of every training example on a test: [N, C]."""
+        return self._terms(np.arange(len(self.train)), test)
+
     def _terms(self, rows: npt.NDArray[np.int64], test: str) -> Array:
-        """What each checkpoint adds to the dot influence of these training pairs on a test pair: [rows, C]."""
         v = self._towards(self._place(test)).reshape(len(self.checkpoint_weights), -1)
-        first, second = (self.train_pairs[end].to_numpy()[rows] for end in ("first", "second"))
-        weighted = self.checkpoint_weights[:, None] * self.train_derivatives[:, rows]
-        return np.asarray((weighted * (v[:, first] - v[:, second])).T)
+        weighted = self.checkpoint_weights[:, None, None] * self.train.coefficients(rows)
+        return np.asarray((weighted * v[:, self.train.ends[rows]]).sum(axis=2).T)
+
+    # ---- lists --------------------------------------------------------------------------------------------------------------
 
     def top(self, test_id: str, k: int = 20) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The k strongest proponents and the k strongest opponents of a test pair, strongest first; equals in the order of their ids.
+        """The k strongest proponents and the k strongest opponents of a test, strongest first; equals in the order of their ids.
 
-        Only pairs with an influence other than 0 are either. Columns: id, id1, id2, angle1, angle2, influence (the view's measure),
-        percentile (mid-rank, see `percentiles`), self_influence, contributions (what each checkpoint adds to the dot influence, weights
-        included).
+        Only examples with an influence other than 0 are either. Columns: id, what names the example (of pairs id1, id2, angle1, angle2),
+        influence (the view's measure), percentile (mid-rank, see `percentiles`), self_influence, contributions (what each checkpoint adds
+        to the dot influence, weights included).
 
         Raises:
-            NotFoundError: no such test pair.
+            NotFoundError: no such test.
             ViewError: k is below 1.
         """
         if k < 1:
             raise ViewError(f"The {k} strongest pairs are none; choose at least 1.")
         place = self._place(test_id)
         dot = self._dot(place)
-        table = pd.DataFrame(
-            {"influence": self._measured(place, dot)[:, 0], "percentile": percentiles(dot)[:, 0], "self_influence": self._own_train}
-        )
-        table = self.train_pairs[["id", "id1", "id2", "angle1", "angle2"]].reset_index(drop=True).join(table)
-        sides = (dot[:, 0] > 0, False), (dot[:, 0] < 0, True)
+        measured = self._measured(place, dot)[:, 0]
         proponents, opponents = (
-            table[chosen].dropna(subset="influence").sort_values(["influence", "id"], ascending=[ascending, True]).head(k)
-            for chosen, ascending in sides
+            strongest(self.train.table["id"], np.where(chosen, measured, np.nan), k, ascending=ascending)
+            for chosen, ascending in ((dot[:, 0] > 0, False), (dot[:, 0] < 0, True))
         )
-        return self._explained(proponents, test_id), self._explained(opponents, test_id)
+        return self._explained(proponents, dot[:, 0], measured, test_id), self._explained(opponents, dot[:, 0], measured, test_id)
 
     def count(self, test_id: str, side: Literal["proponents", "opponents"]) -> int:
-        """How many training pairs are proponents, or opponents, of a test pair at all."""
+        """How many training examples are proponents, or opponents, of a test at all."""
         dot = self._dot(self._place(test_id))[:, 0]
         return int(np.sum(dot > 0 if side == "proponents" else dot < 0))
 
-    def _explained(self, ranked: pd.DataFrame, test: str) -> pd.DataFrame:
-        terms = self._terms(ranked.index.to_numpy(), test)
-        return ranked.assign(contributions=pd.Series(terms.tolist(), index=ranked.index, dtype=object))[TOP_COLUMNS].reset_index(
-            drop=True
+    def _explained(self, rows: npt.NDArray[np.int64], dot: Array, measured: Array, test: str) -> pd.DataFrame:
+        terms = self._terms(rows, test)
+        return (
+            self.train.table.iloc[rows][list(self.train.shown)]
+            .reset_index(drop=True)
+            .assign(
+                influence=measured[rows],
+                percentile=percentiles_of(dot, rows),
+                self_influence=self._own_train[rows],
+                contributions=pd.Series(terms.tolist(), dtype=object),
+            )
         )
+
+    def ranked(
+        self,
+        values: npt.ArrayLike,
+        *,
+        ascending: bool = False,
+        cell: tuple[int, int] | None = None,
+        k: int | None = None,
+    ) -> pd.DataFrame:
+        """The training examples by one value each, highest first (or lowest), equals by id, undefined values last.
+
+        Columns: those of their table, score, percentile (mid-rank among the values that are not NaN).
+
+        Args:
+            cell: only pairs of this unordered angle pair.
+            k: only so many, and none whose value is NaN; None: all.
+        """
+        given = self._one_each(values)
+        if k is not None and cell is None:
+            rows = strongest(self.train.table["id"], given, k, ascending=ascending)
+            return (
+                self.train.table.iloc[rows].assign(score=given[rows], percentile=percentiles_of(given, rows)).reset_index(drop=True)
+            )
+        place = np.full(given.shape, np.nan)
+        place[~np.isnan(given)] = percentiles(given[~np.isnan(given), None])[:, 0]
+        table = self.train.table.assign(score=given, percentile=place)
+        if cell is not None:
+            low, high = table[["angle1", "angle2"]].min(axis=1), table[["angle1", "angle2"]].max(axis=1)
+            table = table[(low == cell[0]) & (high == cell[1])]
+        ordered = table.sort_values(["score", "id"], ascending=[ascending, True], ignore_index=True)
+        return ordered if k is None else ordered.dropna(subset="score").head(k)
+
+    def _one_each(self, values: npt.ArrayLike) -> Array:
+        given = np.asarray(values, dtype=float)
+        if given.shape != (len(self.train),):
+            raise ViewError(f"One value is needed for each of {len(self.train)} training pairs, not {given.shape}.")
+        return given
 
     # ---- roll-ups -----------------------------------------------------------------------------------------------------------
 
     def sample_influence(self) -> Array:
-        """What removing a training sample with all its pairs takes away: the sum of its pairs' dot influences: [n, M].
+        """What removing a training sample with all its examples takes away: the sum of their dot influences: [n, M].
 
-        r_x^T K a_e' with r_x = sum of a_e over the pairs e of x (each pair stands with both of its samples); no pair x pair table is made.
+        r_x^T K a_e' with r_x = sum of a_e over the examples e of x, each as often as it was drawn (each pair stands with both of its
+        samples); no pair x pair table is made.
         """
-        self._require_budget(len(self.train_samples))
-        ends = self.train_pairs[["first", "second"]].to_numpy()
-        pairs = len(ends)
-        member = sparse.csr_array(
-            (np.ones(2 * pairs), (ends.T.ravel(), np.tile(np.arange(pairs), 2))), shape=(len(self.train_samples), pairs)
-        )
-        return np.asarray((member @ self._weighted_gradients) @ self._towards(slice(None)))
+        self._require_budget(len(self.train.samples))
+        return np.asarray(self._sample_rows @ self._towards(ALL))
+
+    @cached_property
+    def _sample_rows(self) -> Any:
+        """r_x: sparse [n, C n]."""
+        members = self.train.members
+        places = np.tile(np.arange(len(members)), members.shape[1])
+        copies = np.tile(self.train.multiplicity.astype(float), members.shape[1])
+        member = sparse.csr_array((copies, (members.T.ravel(), places)), shape=(len(self.train.samples), len(members)))
+        return member @ self._incidence
 
     def angle_grid(self, values: npt.ArrayLike) -> pd.DataFrame:
         """Per unordered angle pair of the training pairs: low, high (degrees), n, mean, median of the values that are not NaN."""
@@ -395,27 +491,6 @@ class View:
         high = np.maximum(self.train_pairs["angle1"].to_numpy(), self.train_pairs["angle2"].to_numpy())
         frame = pd.DataFrame({"low": low, "high": high, "value": given})
         return frame.groupby(["low", "high"])["value"].agg(n="count", mean="mean", median="median").reset_index()
-
-    def _one_each(self, values: npt.ArrayLike) -> Array:
-        given = np.asarray(values, dtype=float)
-        if given.shape != (len(self.train_pairs),):
-            raise ViewError(f"One value is needed for each of {len(self.train_pairs)} training pairs, not {given.shape}.")
-        return given
-
-    def ranked(self, values: npt.ArrayLike, *, ascending: bool = False, cell: tuple[int, int] | None = None) -> pd.DataFrame:
-        """The training pairs by one value each, highest first (or lowest), equals by id; those of one angle pair, if one is named.
-
-        Columns: those of `train_pairs`, score, percentile (mid-rank among the values that are not NaN).
-        """
-        given = self._one_each(values)
-        place = np.full(given.shape, np.nan)
-        place[~np.isnan(given)] = percentiles(given[~np.isnan(given), None])[:, 0]
-        table = self.train_pairs.assign(score=given, percentile=place)
-        if cell is not None:
-            table = table[
-                (table[["angle1", "angle2"]].min(axis=1) == cell[0]) & (table[["angle1", "angle2"]].max(axis=1) == cell[1])
-            ]
-        return table.sort_values(["score", "id"], ascending=[ascending, True], ignore_index=True)
 
     # ---- choosing -----------------------------------------------------------------------------------------------------------
 
@@ -426,48 +501,59 @@ class View:
         max_exclusions: int | None = 50,
         pair_mode: rules.PairMode = "ranking_pair",
     ) -> pd.DataFrame:
-        """The harm rule (`scores/exclusions.py`): pairs, both samples of chosen pairs, or samples with all their pairs.
+        """The harm rule (`exclusions`) on the view's measure: pairs, both samples of chosen pairs, or samples with all their pairs.
+
+        What a measure leaves undefined, for want of a gradient, is no harm. Under `rank` a score is the percentile minus 50, and 0 where
+        the influence is not negative: -45 asks for the lowest 5 %. Where the examples are samples there is one mode, `sample`.
 
         Raises:
             ExclusionError: the rule cannot be applied.
-            ViewError: the view's measure is not the dot product, or the table would be more than the budget.
+            ViewError: mode `sample` of pairs under another measure than dot; `rank` beyond the budget.
         """
         rules.check_rule(threshold, min_occurrences, max_exclusions, pair_mode)
-        self._require_dot()
-        samples = pair_mode == "sample"
+        by_sample = self._by_sample(pair_mode)
+        candidates = np.flatnonzero(self._kth(min_occurrences, by_sample=by_sample) < threshold)
         return rules.choose_pairs(
-            None if samples else self.influence(),
+            None if by_sample else self._harm_of,
             self.train_pairs,
             self.test_pairs,
             threshold=threshold,
             min_occurrences=min_occurrences,
             max_exclusions=max_exclusions,
-            pair_mode=pair_mode,
-            sample_ids=self.train_samples["id"].to_numpy() if samples else None,
-            sample_scores=self.sample_influence() if samples else None,
+            pair_mode="sample" if by_sample else pair_mode,
+            sample_ids=self.train_samples["id"].to_numpy() if by_sample else None,
+            sample_scores=self._harm_of_sample if by_sample else None,
+            candidates=candidates,
         )
 
-    def sweep(self, min_occurrences: int = 3, pair_mode: rules.PairMode = "ranking_pair") -> rules.Sweep:
+    def sweep(
+        self, min_occurrences: int = 3, pair_mode: rules.PairMode = "ranking_pair", progress: Progress | None = None
+    ) -> rules.Sweep:
         """How many pairs and samples the harm rule touches, ready for any number of thresholds: `sweep.counts(thresholds)`.
+
+        Prepared once for each `min_occurrences`, in blocks, without the matrix of all influences.
+
+        Args:
+            progress: told how many of how many blocks are done.
 
         Raises:
             ExclusionError: min_occurrences is below 1, or there is no such mode.
             ViewError: as `exclusions`.
         """
         rules.check_rule(0.0, min_occurrences, None, pair_mode)
-        self._require_dot()
-        counted = rules.first_of_each(self.test_pairs)
-        kept = rules.first_of_each(self.train_pairs)
-        first, second = self.train_pairs["first"].to_numpy()[kept], self.train_pairs["second"].to_numpy()[kept]
-        if pair_mode == "sample":
-            return rules.sweep_of_samples(rules.kth_lowest(self.sample_influence()[:, counted], min_occurrences), first, second)
-        scores = self.influence()
-        once = scores if kept.all() and counted.all() else scores[np.ix_(kept, counted)]
-        return rules.sweep_of_pairs(rules.kth_lowest(once, min_occurrences), first, second, len(self.train_samples))
+        by_sample = self._by_sample(pair_mode)
+        kth = self._kth(min_occurrences, by_sample=by_sample, progress=progress)
+        if self.train.members.shape[1] == 1:
+            return rules.Sweep(np.sort(kth), np.sort(kth))
+        kept = np.flatnonzero(rules.first_of_each(self.train_pairs))
+        first, second = self.train.members[kept].T
+        if by_sample:
+            return rules.sweep_of_samples(kth, first, second)
+        return rules.sweep_of_pairs(kth[kept], first, second, len(self.train_samples))
 
     def removed(self, chosen: pd.DataFrame) -> npt.NDArray[np.bool_]:
-        """Which training pairs a list from `exclusions` takes out of a training: the pairs it names, or all pairs of the samples: [N]."""
-        if "id1" in chosen.columns:
+        """Which training examples a list from `exclusions` takes out of a training: those it names, or all of the samples it names: [N]."""
+        if "id1" in chosen.columns or self.train.members.shape[1] == 1:
             return self.train_pairs["id"].isin(chosen["id"]).to_numpy()
         return self.train_pairs[["id1", "id2"]].isin(chosen["id"].tolist()).any(axis=1).to_numpy()
 
@@ -478,42 +564,122 @@ class View:
             ExclusionError, ViewError: as `sweep`.
         """
         rules.check_rule(0.0, min_occurrences, None, pair_mode)
-        self._require_dot()
-        counted = rules.first_of_each(self.test_pairs)
-        scores = self.sample_influence() if pair_mode == "sample" else self.influence()
-        return float(f"{rules.suggested_threshold(scores[:, counted], min_occurrences):.3g}")
+        kth = self._kth(min_occurrences, by_sample=self._by_sample(pair_mode))
+        return float(f"{rules.suggested_threshold(kth):.3g}")
 
-    def _require_dot(self) -> None:
-        if self.measure != "dot":
+    def threshold_at(self, *, quantile: float | None = None, robust_z: float | None = None) -> tuple[float, rules.Population]:
+        """A threshold relative to the scores' own scale, and the population that it is taken over.
+
+        Raises:
+            ExclusionError: not exactly one of the two is given, or the scores have no scale.
+            ViewError: all influences would be more than the budget.
+        """
+        if (quantile is None) == (robust_z is None):
+            raise ViewError("Give either a quantile or a robust z-score for the threshold, and not both.")
+        self._require_budget(len(self.train))
+        scores = self._harm_of(np.arange(len(self.train)))[:, rules.first_of_each(self.test_pairs)]
+        chosen = (
+            rules.quantile_threshold(scores, quantile)
+            if quantile is not None
+            else rules.robust_threshold(scores, float(robust_z or 0))
+        )
+        return chosen, rules.population(scores)
+
+    def _by_sample(self, pair_mode: str) -> bool:
+        """Whether the rule goes over samples with all their examples."""
+        by_sample = pair_mode == "sample" or self.train.members.shape[1] == 1
+        if by_sample and self.train.members.shape[1] > 1 and self.measure != "dot":
             raise ViewError(
-                f"The harm rule's threshold is an influence, but this view measures {self.measure}; choose the measure dot."
+                f"Mode 'sample' adds up the influences of a sample's pairs, which {self.measure} values do not; choose the measure dot, or "
+                f"another mode."
             )
+        return by_sample
+
+    def _kth(self, k: int, *, by_sample: bool, progress: Progress | None = None) -> Array:
+        """Each training example's, or sample's, k-th lowest score over the distinct tests: one partition serves every count."""
+        if (k, by_sample) not in self._kth_lowest:
+            tests = np.flatnonzero(rules.first_of_each(self.test_pairs))
+            rows = len(self.train_samples) if by_sample else len(self.train)
+            if self.measure == "rank":
+                parts = [lambda rows: self._harm_of(rows)[:, tests]]
+            else:
+                width = max(1, 4 * BLOCK_CELLS // self._incidence.shape[1])
+                parts = [self._harm_towards(tests[at : at + width], by_sample=by_sample) for at in range(0, len(tests), width)]
+            self._kth_lowest[k, by_sample] = rules.streamed_kth_lowest(parts, rows, k, len(tests), progress)
+        return self._kth_lowest[k, by_sample]
+
+    def _harm_towards(self, tests: npt.NDArray[np.int64], *, by_sample: bool) -> rules.Reader:
+        """Reads the scores of some rows on these tests, whose side of the product is formed when the first of them is asked for."""
+        towards: list[Array] = []
+
+        def read(rows: npt.NDArray[np.int64]) -> Array:
+            if not towards:
+                towards.append(self._towards(tests))
+            if by_sample and self.train.members.shape[1] > 1:
+                return np.asarray(self._sample_rows[rows] @ towards[0])
+            return self._harm(rows, tests, towards[0])
+
+        return read
+
+    def _harm(self, rows: npt.NDArray[np.int64], tests: Rows, towards: Array) -> Array:
+        """The measure of these rows on these tests, 0 where it is undefined."""
+        dot = np.asarray(self._incidence[rows] @ towards)
+        if self.measure == "dot":
+            return dot
+        measured = self._measured(tests, dot, rows)
+        return np.where(np.isnan(measured), 0.0, measured)
+
+    def _harm_of(self, rows: npt.NDArray[np.int64]) -> Array:
+        """The scores of these training examples on all tests, for the rule."""
+        if self.measure == "rank":
+            self._require_budget(len(self.train))
+            return np.where(self._dots[rows] < 0, np.minimum(self._influence[rows] - 50, 0.0), 0.0)
+        return self._harm(rows, ALL, self._all_towards)
+
+    def _harm_of_sample(self, rows: npt.NDArray[np.int64]) -> Array:
+        if self.train.members.shape[1] == 1:
+            return self._harm_of(rows)
+        return np.asarray(self._sample_rows[rows] @ self._all_towards)
+
+    @cached_property
+    def _all_towards(self) -> Array:
+        return self._towards(ALL)
+
+    @cached_property
+    def _dots(self) -> Array:
+        return self._dot(ALL)
 
     def suspects(
         self, score: SuspectScore = "self_influence", threshold: float | None = None, quantile: float | None = None
     ) -> pd.DataFrame:
-        """The suspect rule: training pairs whose score lies strictly above a threshold, highest first. A list for review, not for removal.
+        """The suspect rule: training examples whose score lies strictly above a threshold, highest first. A list for review, not removal.
 
-        Columns id, id1, id2, score.
+        Columns: id, of pairs id1, id2, and score.
 
         Args:
             score: self_influence, or mean_loss (the plain mean of the loss over the view's checkpoints).
-            quantile: the threshold as this quantile of the scores of all training pairs.
+            quantile: the threshold as this quantile of the scores of all training examples.
 
         Raises:
             ViewError: not exactly one of threshold and quantile, either is no number, or there is no such score.
         """
         _require_known("suspect score", score, get_args(SuspectScore))
+        values = self._own_train if score == "self_influence" else self.train.losses.mean(axis=0)
+        return self.suspects_by(values, threshold, quantile)
+
+    def suspects_by(self, values: npt.ArrayLike, threshold: float | None = None, quantile: float | None = None) -> pd.DataFrame:
+        """The suspect rule on any score of the training examples, one each; arguments, columns and errors as `suspects`."""
         if (threshold is None) == (quantile is None):
             raise ViewError("Give either a threshold or a quantile to the suspect rule, and not both.")
         if threshold is not None and not np.isfinite(threshold):
             raise ViewError(f"The suspect threshold is {threshold}; choose a number.")
         if quantile is not None and not 0 <= quantile <= 1:
             raise ViewError(f"The suspect quantile is {quantile}; choose a number between 0 and 1.")
-        values = self._own_train if score == "self_influence" else self.train_losses.mean(axis=0)
-        line = float(np.quantile(values, quantile)) if quantile is not None else float(threshold or 0.0)
-        table = self.train_pairs[["id", "id1", "id2"]].assign(score=values)
-        return table[values > line].sort_values(["score", "id"], ascending=[False, True], ignore_index=True)
+        given = self._one_each(values)
+        line = float(np.quantile(given, quantile)) if quantile is not None else float(threshold or 0.0)
+        named = [name for name in ("id", "id1", "id2") if name in self.train_pairs]
+        table = self.train_pairs[named].assign(score=given)
+        return table[given > line].sort_values(["score", "id"], ascending=[False, True], ignore_index=True)
 
     # ---- names --------------------------------------------------------------------------------------------------------------
 
@@ -522,16 +688,36 @@ class View:
         return slice(row, row + 1)
 
     def test_row(self, test: str) -> int:
-        """The test pair's column."""
-        if test not in self._test_rows:
-            raise NotFoundError(f"There is no test pair '{test}' in this run; choose one from its list of test pairs.")
-        return self._test_rows[test]
+        """The test's column."""
+        if test not in self.test.rows:
+            raise NotFoundError(
+                f"There is no test {self.test.noun} '{test}' in this run; choose one from its list of test {self.test.noun}s."
+            )
+        return self.test.rows[test]
 
     def train_row(self, train: str) -> int:
-        """The training pair's row."""
-        if train not in self._train_rows:
-            raise NotFoundError(f"There is no training pair '{train}' in this run; choose one from its list of training pairs.")
-        return self._train_rows[train]
+        """The training example's row."""
+        if train not in self.train.rows:
+            noun = self.train.noun
+            raise NotFoundError(f"There is no training {noun} '{train}' in this run; choose one from its list of training {noun}s.")
+        return self.train.rows[train]
+
+
+def squared_norms(examples: Examples, kernels: Array) -> Array:
+    """|grad L(e; theta_c)|^2 = a^T K a: [C, N]. A norm lost in the kernel's rounding is 0, never negative.
+
+    Of a pair: a^2 (K_ii + K_jj - 2 K_ij), lost where it is at most 16 eps32 of a^2 (K_ii + K_jj).
+    """
+    ends, coefficients = examples.ends, examples.coefficients()
+    total = np.zeros(coefficients.shape[:2])
+    common = np.zeros(coefficients.shape[:2])
+    diagonals = np.diagonal(kernels, axis1=1, axis2=2)
+    for one in range(ends.shape[1]):
+        common += coefficients[:, :, one] ** 2 * diagonals[:, ends[:, one]]
+        for two in range(one):
+            total += 2 * coefficients[:, :, one] * coefficients[:, :, two] * kernels[:, ends[:, one], ends[:, two]]
+    total += common
+    return np.where(total <= DEAD_RATIO * common, 0.0, total)
 
 
 def percentiles(scores: Array) -> Array:
@@ -539,6 +725,24 @@ def percentiles(scores: Array) -> Array:
     if scores.size == 0:
         return np.zeros_like(scores)
     return np.asarray(100 * (stats.rankdata(scores, method="average", axis=0) - 0.5) / len(scores))
+
+
+def percentiles_of(scores: Array, rows: npt.NDArray[np.int64]) -> Array:
+    """`percentiles` of some rows alone, among the scores that are not NaN, without sorting the others."""
+    numbers = int(np.count_nonzero(~np.isnan(scores)))
+    below = np.array([np.count_nonzero(scores < scores[row]) for row in rows], dtype=float)
+    ties = np.array([np.count_nonzero(scores == scores[row]) for row in rows], dtype=float)
+    return np.asarray(100 * (below + ties / 2) / max(numbers, 1))
+
+
+def strongest(ids: pd.Series, values: Array, k: int, *, ascending: bool) -> npt.NDArray[np.int64]:
+    """Rows of the k highest (or lowest) values, equals in the order of their ids; none that is NaN. Only those near the top are sorted."""
+    signed = values if ascending else -values
+    known = np.flatnonzero(~np.isnan(signed))
+    if known.size > k:
+        known = known[signed[known] <= np.partition(signed[known], k - 1)[k - 1]]
+    near = pd.DataFrame({"value": signed[known], "id": ids.iloc[known].to_numpy()})
+    return np.asarray(known[near.sort_values(["value", "id"]).index[:k]])
 
 
 def top_share(values: Array, share: float = 0.01) -> float:
@@ -563,7 +767,7 @@ def _require_weights(weights: Array, checkpoints: int, measure: str) -> None:
         raise ViewError("The view has no checkpoint; choose at least one.")
     if weights.shape != (checkpoints,) or not np.isfinite(weights).all():
         raise ViewError(f"{weights.size} weights were given for {checkpoints} checkpoints; give one finite number each.")
-    if measure in ("cosine", "relative") and (weights < 0).any():
+    if measure in ("cosine", "cosine_mean", "relative") and (weights < 0).any():
         raise ViewError(
             f"The measure {measure} divides by a self-influence, which a negative checkpoint weight ({weights.min():g}) can make negative; "
             f"choose weights of at least 0, or the measure dot."
@@ -575,7 +779,7 @@ def _require_layers(layers: Sequence[int] | None, known: int) -> None:
         raise ViewError(f"The view asks for layers {list(layers)}; this run has 0 to {known - 1}: choose one or more, each once.")
 
 
-def _require_fit(side: str, pairs: pd.DataFrame, samples: pd.DataFrame, outputs: npt.NDArray[np.float32]) -> None:
+def _require_samples(side: str, pairs: pd.DataFrame, samples: pd.DataFrame, outputs: npt.NDArray[np.float32]) -> None:
     if outputs.shape[1] != len(samples):
         raise ViewError(
             f"The kernels are of {outputs.shape[1]} {side} samples, but the table has {len(samples)}; compute the run again."
@@ -584,9 +788,21 @@ def _require_fit(side: str, pairs: pd.DataFrame, samples: pd.DataFrame, outputs:
         samples
     ):
         raise ViewError(f"A {side} pair points outside the {len(samples)} samples; form the pairs from this table of samples.")
+
+
+def _require_fit(side: str, examples: Examples, outputs: npt.NDArray[np.float32], positions: int) -> None:
+    if outputs.shape[1] != len(examples.samples):
+        raise ViewError(
+            f"The kernels are of {outputs.shape[1]} {side} samples, but the table has {len(examples.samples)}; compute the run again."
+        )
+    if examples.positions != positions:
+        raise ViewError(
+            f"The kernels have {positions} {side} positions, but the samples' outputs stand on {examples.positions}; choose the cotangent "
+            f"that the kernels were computed with."
+        )
     if not np.isfinite(outputs).all():
-        row, column = (int(place) for place in np.argwhere(~np.isfinite(outputs))[0])
-        sample = samples["id"].iloc[column]
+        row, column = (int(place) for place in np.argwhere(~np.isfinite(outputs))[0][:2])
+        sample = examples.samples["id"].iloc[column]
         raise ViewError(
             f"The output of sample '{sample}' at checkpoint {row + 1} of {len(outputs)} is {outputs[row, column]}; leave that "
             f"checkpoint out."

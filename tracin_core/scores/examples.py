@@ -1,0 +1,280 @@
+"""Examples: what a loss is computed on, as sparse vectors over the positions of a kernel.
+
+The gradient of example e's loss at checkpoint c is sum_k a_ck(e) g_c(position_k(e)), with g the output gradients whose products the kernel
+holds and a = dL/d(output). A pair stands on the two samples it compares, a = (dL/ds_i, -dL/ds_i); a sample stands on itself, or, where
+the kernel keeps all of its outputs apart, on each of them. Everything about a loss is here; `influence` knows vectors and kernels alone.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import sparse
+
+from tracin_core.errors import ViewError
+from tracin_core.scores.losses import GhmTable, PairLoss, ghm_table, ghm_weights, pair_derivative, pair_loss
+from tracin_core.scores.sample_losses import (
+    SampleLoss,
+    label_logit,
+    label_logit_cotangent,
+    label_logit_derivative,
+    sample_derivative,
+    sample_loss,
+)
+
+Array = npt.NDArray[np.float64]
+Rows = slice | npt.NDArray[np.int64]
+TestQuantity = Literal["loss", "score_difference"]
+Cotangent = Literal["score", "label_logit", "outputs"]
+ALL: Final = slice(None)
+
+
+class Examples(ABC):
+    """The examples of one side, N of them, at C checkpoints.
+
+    Attributes:
+        table: one row per example, with its id.
+        samples: the samples of this side, in the order of the outputs.
+        shown: the columns of the table that name an example to a reader.
+    """
+
+    table: pd.DataFrame
+    samples: pd.DataFrame
+    shown: tuple[str, ...]
+    noun: str
+
+    @property
+    @abstractmethod
+    def ends(self) -> npt.NDArray[np.int64]:
+        """Positions of each example in the kernel: [N, E]."""
+
+    @property
+    @abstractmethod
+    def members(self) -> npt.NDArray[np.int64]:
+        """The samples that each example is formed of, as rows of `samples`: [N, 1 or 2]."""
+
+    @property
+    @abstractmethod
+    def positions(self) -> int:
+        """How many positions the kernel of this side must have."""
+
+    @abstractmethod
+    def coefficients(self, rows: Rows = ALL) -> Array:
+        """a of these examples on their positions: [C, rows, E]."""
+
+    @property
+    @abstractmethod
+    def derivatives(self) -> Array:
+        """One number per example that is 0 exactly where its gradient is: [C, N]."""
+
+    @property
+    @abstractmethod
+    def losses(self) -> Array:
+        """The loss of each example at each checkpoint: [C, N]."""
+
+    @property
+    @abstractmethod
+    def described(self) -> str:
+        """The loss and its settings in words."""
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """The row of each id."""
+        return {str(name): row for row, name in enumerate(self.table["id"])}
+
+    @property
+    def multiplicity(self) -> npt.NDArray[np.int64]:
+        """How many copies of each example an epoch trains on: [N]."""
+        if "multiplicity" not in self.table:
+            return np.ones(len(self.table), dtype=np.int64)
+        return self.table["multiplicity"].to_numpy()
+
+    def incidence(self, weights: Array, positions: int) -> Any:
+        """w_c a_c(e) over (checkpoint, position), checkpoints in their order: sparse [N, C positions]."""
+        values = weights[:, None, None] * self.coefficients()
+        columns = positions * np.arange(len(weights))[:, None, None] + self.ends[None]
+        starts = values.shape[0] * values.shape[2] * np.arange(len(self) + 1, dtype=np.int64)
+        kind = np.int32 if starts[-1] < 2**31 else np.int64
+        return sparse.csr_array(
+            (values.transpose(1, 0, 2).ravel(), columns.transpose(1, 0, 2).ravel().astype(kind), starts.astype(kind)),
+            shape=(len(self), positions * len(weights)),
+        )
+
+
+@dataclass(frozen=True)
+class PairExamples(Examples):
+    """Ranking pairs under a pair loss.
+
+    Args:
+        outputs: the scores of the samples, [C, n].
+        table: as `pair_table` makes it.
+        densities: the training population's table per checkpoint, for GHM; see `density_tables`.
+        strangers: pairs that are not members of that population (test pairs, relabelled pairs), [N]; None: none is.
+    """
+
+    table: pd.DataFrame
+    samples: pd.DataFrame
+    outputs: npt.NDArray[np.float32]
+    loss: PairLoss
+    densities: tuple[GhmTable, ...] = ()
+    strangers: npt.NDArray[np.bool_] | None = None
+    quantity: TestQuantity = "loss"
+    shown: tuple[str, ...] = ("id", "id1", "id2", "angle1", "angle2")
+    noun: str = "pair"
+
+    @cached_property
+    def ends(self) -> npt.NDArray[np.int64]:
+        return self.table[["first", "second"]].to_numpy()
+
+    @property
+    def members(self) -> npt.NDArray[np.int64]:
+        return self.ends
+
+    @property
+    def positions(self) -> int:
+        return len(self.samples)
+
+    def coefficients(self, rows: Rows = ALL) -> Array:
+        slopes = self.derivatives[:, rows]
+        return np.stack([slopes, -slopes], axis=2)
+
+    @cached_property
+    def _sides(self) -> tuple[Any, Any, Any]:
+        return self.outputs[:, self.ends[:, 0]], self.outputs[:, self.ends[:, 1]], self.table["target"].to_numpy()
+
+    @cached_property
+    def derivatives(self) -> Array:
+        """dL/ds_first: [C, N]. That of `score_difference`, -t (s_a - s_b), is -t: it never dies."""
+        first, second, target = self._sides
+        if self.quantity == "score_difference":
+            return np.broadcast_to(-target.astype(float), first.shape).copy()
+        return np.stack([pair_derivative(self.loss, a, b, target, u) for a, b, u in zip(first, second, self.weights, strict=True)])
+
+    @cached_property
+    def losses(self) -> Array:
+        first, second, target = self._sides
+        return np.stack([pair_loss(self.loss, a, b, target, u) for a, b, u in zip(first, second, self.weights, strict=True)])
+
+    @cached_property
+    def weights(self) -> Array:
+        """Each pair's expected GHM weight at each checkpoint; 1 for other losses: [C, N]."""
+        if not self.loss.is_ghm:
+            return np.ones((len(self.outputs), len(self)))
+        first, second, target = self._sides
+        guests = np.zeros(len(self), dtype=bool) if self.strangers is None else self.strangers
+        weights = np.empty((len(self.outputs), len(self)))
+        for guest in (False, True):
+            rows = np.flatnonzero(guests == guest)
+            for c, (table, a, b) in enumerate(zip(self.densities, first, second, strict=True)):
+                weights[c, rows] = ghm_weights(self.loss, table, a[rows], b[rows], target[rows], guest=guest)
+        return weights
+
+    @property
+    def described(self) -> str:
+        return self.loss.describe()
+
+
+def density_tables(loss: PairLoss, outputs: npt.NDArray[np.float32], pairs: pd.DataFrame) -> tuple[GhmTable, ...]:
+    """The density table of these training pairs at each checkpoint, drawn copies counted; empty for a loss that needs none."""
+    if not loss.is_ghm:
+        return ()
+    first, second, target = outputs[:, pairs["first"]], outputs[:, pairs["second"]], pairs["target"].to_numpy()
+    multiplicity = pairs["multiplicity"].to_numpy()
+    return tuple(ghm_table(loss, a, b, target, multiplicity) for a, b in zip(first, second, strict=True))
+
+
+@dataclass(frozen=True)
+class SampleExamples(Examples):
+    """Samples under a loss of their outputs.
+
+    Args:
+        outputs: [C, n], or [C, n, k].
+        targets: labels, or numbers to meet.
+        cotangent: whose gradients the kernel holds products of: `score`, the one output of each sample; `label_logit`, logit(p_y); or
+            `outputs`, each of the k outputs by itself, position i k + c.
+    """
+
+    samples: pd.DataFrame
+    outputs: npt.NDArray[np.float32]
+    targets: npt.NDArray[Any]
+    loss: SampleLoss
+    cotangent: Cotangent
+    quantity: TestQuantity = "loss"
+    shown: tuple[str, ...] = ("id", "label")
+    noun: str = "sample"
+
+    def __post_init__(self) -> None:
+        if self.cotangent not in get_args(Cotangent):
+            raise ViewError(f"There is no cotangent '{self.cotangent}'; choose from {', '.join(get_args(Cotangent))}.")
+        if self.cotangent == "label_logit" and not self.loss.is_of_label_probability:
+            raise ViewError(
+                f"This run keeps the kernel of logit(p_y), which fixes each sample's label; the loss {self.loss.name} depends on more "
+                f"than p_y. Choose cross_entropy, focal or generalized_cross_entropy, or compute a run that keeps all outputs."
+            )
+        if self.quantity == "score_difference" and not self.loss.is_of_label:
+            raise ViewError(f"A score difference needs labels, but {self.loss.name} meets numbers; choose the test quantity loss.")
+
+    @property
+    def table(self) -> pd.DataFrame:  # type: ignore[override]
+        return self.samples
+
+    @cached_property
+    def ends(self) -> npt.NDArray[np.int64]:
+        if self.cotangent != "outputs":
+            return np.arange(len(self.samples))[:, None]
+        k = self.outputs.shape[2]
+        return np.asarray(k * np.arange(len(self.samples))[:, None] + np.arange(k))
+
+    @cached_property
+    def members(self) -> npt.NDArray[np.int64]:
+        return np.arange(len(self.samples))[:, None]
+
+    @property
+    def positions(self) -> int:
+        return self.ends.size
+
+    def coefficients(self, rows: Rows = ALL) -> Array:
+        return self._slopes[:, rows]
+
+    @cached_property
+    def _slopes(self) -> Array:
+        """[C, N, E]."""
+        each = []
+        for outputs in self.outputs:
+            if self.quantity == "score_difference":
+                each.append(self._margin_slopes(outputs))
+            elif self.cotangent == "label_logit":
+                each.append(label_logit_derivative(self.loss, outputs, self.targets)[:, None])
+            else:
+                each.append(sample_derivative(self.loss, outputs, self.targets).reshape(len(self), -1))
+        return np.stack(each)
+
+    def _margin_slopes(self, outputs: npt.NDArray[np.float32]) -> Array:
+        """Of -logit(p_y), which falls as the sample is told better and never dies."""
+        if self.cotangent == "label_logit":
+            return np.full((len(self), 1), -1.0)
+        return -label_logit_cotangent(outputs, self.targets).reshape(len(self), -1)
+
+    @cached_property
+    def derivatives(self) -> Array:
+        return np.asarray(np.abs(self._slopes).max(axis=2))
+
+    @cached_property
+    def losses(self) -> Array:
+        return np.stack([sample_loss(self.loss, outputs, self.targets) for outputs in self.outputs])
+
+    @cached_property
+    def label_logits(self) -> Array:
+        """logit(p_y): [C, n]."""
+        return np.stack([label_logit(outputs, self.targets) for outputs in self.outputs])
+
+    @property
+    def described(self) -> str:
+        return self.loss.describe()
