@@ -84,10 +84,10 @@ class Examples(ABC):
     def __len__(self) -> int:
         return len(self.table)
 
-    @cached_property
-    def rows(self) -> dict[str, int]:
-        """The row of each id."""
-        return {str(name): row for row, name in enumerate(self.table["id"])}
+    def row(self, name: str) -> int | None:
+        """The row of the example of this id; None where there is none."""
+        found = np.flatnonzero((self.table["id"] == name).to_numpy(dtype=bool))
+        return int(found[0]) if found.size else None
 
     @property
     def multiplicity(self) -> npt.NDArray[np.int64]:
@@ -98,14 +98,19 @@ class Examples(ABC):
 
     def incidence(self, weights: Array, positions: int) -> Any:
         """w_c a_c(e) over (checkpoint, position), checkpoints in their order: sparse [N, C positions]."""
-        values = weights[:, None, None] * self.coefficients()
-        columns = positions * np.arange(len(weights))[:, None, None] + self.ends[None]
-        starts = values.shape[0] * values.shape[2] * np.arange(len(self) + 1, dtype=np.int64)
-        kind = np.int32 if starts[-1] < 2**31 else np.int64
-        return sparse.csr_array(
-            (values.transpose(1, 0, 2).ravel(), columns.transpose(1, 0, 2).ravel().astype(kind), starts.astype(kind)),
-            shape=(len(self), positions * len(weights)),
-        )
+        ends = self.ends
+        shape = (len(ends), len(weights), ends.shape[1])
+        kind = np.int32 if max(np.prod(shape), positions * len(weights)) < 2**31 else np.int64
+        values, columns = np.empty(shape), np.empty(shape, dtype=kind)
+        for c, weight in enumerate(weights):
+            values[:, c] = weight * self.coefficients_at(c)
+            columns[:, c] = ends + positions * c
+        starts = shape[1] * shape[2] * np.arange(len(ends) + 1, dtype=kind)
+        return sparse.csr_array((values.ravel(), columns.ravel(), starts), shape=(len(ends), positions * len(weights)))
+
+    def coefficients_at(self, checkpoint: int) -> Array:
+        """a of every example at one checkpoint: [N, E]."""
+        return self.coefficients()[checkpoint]
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,9 @@ class PairExamples(Examples):
         slopes = self.derivatives[:, rows]
         return np.stack([slopes, -slopes], axis=2)
 
+    def coefficients_at(self, checkpoint: int) -> Array:
+        return self.derivatives[checkpoint, :, None] * np.array([1.0, -1.0])
+
     @cached_property
     def _sides(self) -> tuple[Any, Any, Any]:
         return self.outputs[:, self.ends[:, 0]], self.outputs[:, self.ends[:, 1]], self.table["target"].to_numpy()
@@ -166,7 +174,7 @@ class PairExamples(Examples):
     def weights(self) -> Array:
         """Each pair's expected GHM weight at each checkpoint; 1 for other losses: [C, N]."""
         if not self.loss.is_ghm:
-            return np.ones((len(self.outputs), len(self)))
+            return np.broadcast_to(1.0, (len(self.outputs), len(self)))
         first, second, target = self._sides
         guests = np.zeros(len(self), dtype=bool) if self.strangers is None else self.strangers
         weights = np.empty((len(self.outputs), len(self)))
@@ -242,6 +250,9 @@ class SampleExamples(Examples):
 
     def coefficients(self, rows: Rows = ALL) -> Array:
         return self._slopes[:, rows]
+
+    def coefficients_at(self, checkpoint: int) -> Array:
+        return np.asarray(self._slopes[checkpoint])
 
     @cached_property
     def _slopes(self) -> Array:

@@ -31,7 +31,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import sparse, stats
+from scipy import stats
 
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.scores import exclusions as rules
@@ -404,7 +404,7 @@ class View:
         dot = self._dot(place)
         measured = self._measured(place, dot)[:, 0]
         proponents, opponents = (
-            strongest(self.train.table["id"], np.where(chosen, measured, np.nan), k, ascending=ascending)
+            strongest(self.train.table["id"], measured, k, ascending=ascending, among=np.flatnonzero(chosen))
             for chosen, ascending in ((dot[:, 0] > 0, False), (dot[:, 0] < 0, True))
         )
         return self._explained(proponents, dot[:, 0], measured, test_id), self._explained(opponents, dot[:, 0], measured, test_id)
@@ -473,16 +473,26 @@ class View:
         samples); no pair x pair table is made.
         """
         self._require_budget(len(self.train.samples))
-        return np.asarray(self._sample_rows @ self._towards(ALL))
+        return self._sample_influence.copy()
 
     @cached_property
-    def _sample_rows(self) -> Any:
-        """r_x: sparse [n, C n]."""
-        members = self.train.members
-        places = np.tile(np.arange(len(members)), members.shape[1])
-        copies = np.tile(self.train.multiplicity.astype(float), members.shape[1])
-        member = sparse.csr_array((copies, (members.T.ravel(), places)), shape=(len(self.train.samples), len(members)))
-        return member @ self._incidence
+    def _sample_influence(self) -> Array:
+        total = np.zeros((len(self.train.samples), len(self.test)))
+        towards = self._all_towards.reshape(len(self.checkpoint_weights), -1, len(self.test))
+        for c, weight in enumerate(self.checkpoint_weights):
+            total += weight * (self.sample_rows(c) @ towards[c])
+        return total
+
+    def sample_rows(self, checkpoint: int) -> Array:
+        """r_x of every training sample at a checkpoint, without its weight: [n, positions]."""
+        members, ends = self.train.members, self.train.ends
+        shape = (len(self.train.samples), self.kernels.train_train.shape[1])
+        values = self.train.coefficients_at(checkpoint) * self.train.multiplicity[:, None]
+        total = np.zeros(shape[0] * shape[1])
+        for member in members.T:
+            for end in range(ends.shape[1]):
+                total += np.bincount(member * shape[1] + ends[:, end], weights=values[:, end], minlength=total.size)
+        return total.reshape(shape)
 
     def angle_grid(self, values: npt.ArrayLike) -> pd.DataFrame:
         """Per unordered angle pair of the training pairs: low, high (degrees), n, mean, median of the values that are not NaN."""
@@ -600,23 +610,22 @@ class View:
         if (k, by_sample) not in self._kth_lowest:
             tests = np.flatnonzero(rules.first_of_each(self.test_pairs))
             rows = len(self.train_samples) if by_sample else len(self.train)
-            if self.measure == "rank":
-                parts = [lambda rows: self._harm_of(rows)[:, tests]]
+            if by_sample or self.measure == "rank":
+                read = self._harm_of_sample if by_sample else self._harm_of
+                parts: list[rules.Reader] = [lambda rows: read(rows)[:, tests]]
             else:
                 width = max(1, 4 * BLOCK_CELLS // self._incidence.shape[1])
-                parts = [self._harm_towards(tests[at : at + width], by_sample=by_sample) for at in range(0, len(tests), width)]
+                parts = [self._harm_towards(tests[at : at + width]) for at in range(0, len(tests), width)]
             self._kth_lowest[k, by_sample] = rules.streamed_kth_lowest(parts, rows, k, len(tests), progress)
         return self._kth_lowest[k, by_sample]
 
-    def _harm_towards(self, tests: npt.NDArray[np.int64], *, by_sample: bool) -> rules.Reader:
+    def _harm_towards(self, tests: npt.NDArray[np.int64]) -> rules.Reader:
         """Reads the scores of some rows on these tests, whose side of the product is formed when the first of them is asked for."""
         towards: list[Array] = []
 
         def read(rows: npt.NDArray[np.int64]) -> Array:
             if not towards:
                 towards.append(self._towards(tests))
-            if by_sample and self.train.members.shape[1] > 1:
-                return np.asarray(self._sample_rows[rows] @ towards[0])
             return self._harm(rows, tests, towards[0])
 
         return read
@@ -639,7 +648,8 @@ class View:
     def _harm_of_sample(self, rows: npt.NDArray[np.int64]) -> Array:
         if self.train.members.shape[1] == 1:
             return self._harm_of(rows)
-        return np.asarray(self._sample_rows[rows] @ self._all_towards)
+        self._require_budget(len(self.train.samples))
+        return np.asarray(self._sample_influence[rows])
 
     @cached_property
     def _all_towards(self) -> Array:
@@ -688,19 +698,28 @@ class View:
         return slice(row, row + 1)
 
     def test_row(self, test: str) -> int:
-        """The test's column."""
-        if test not in self.test.rows:
-            raise NotFoundError(
-                f"There is no test {self.test.noun} '{test}' in this run; choose one from its list of test {self.test.noun}s."
-            )
-        return self.test.rows[test]
+        """The test's column.
+
+        Raises:
+            NotFoundError: no such test.
+        """
+        return _found(self.test, "test", test)
 
     def train_row(self, train: str) -> int:
-        """The training example's row."""
-        if train not in self.train.rows:
-            noun = self.train.noun
-            raise NotFoundError(f"There is no training {noun} '{train}' in this run; choose one from its list of training {noun}s.")
-        return self.train.rows[train]
+        """The training example's row.
+
+        Raises:
+            NotFoundError: no such training example.
+        """
+        return _found(self.train, "training", train)
+
+
+def _found(examples: Examples, side: str, name: str) -> int:
+    row = examples.row(name)
+    if row is None:
+        noun = examples.noun
+        raise NotFoundError(f"There is no {side} {noun} '{name}' in this run; choose one from its list of {side} {noun}s.")
+    return row
 
 
 def squared_norms(examples: Examples, kernels: Array) -> Array:
@@ -708,16 +727,18 @@ def squared_norms(examples: Examples, kernels: Array) -> Array:
 
     Of a pair: a^2 (K_ii + K_jj - 2 K_ij), lost where it is at most 16 eps32 of a^2 (K_ii + K_jj).
     """
-    ends, coefficients = examples.ends, examples.coefficients()
-    total = np.zeros(coefficients.shape[:2])
-    common = np.zeros(coefficients.shape[:2])
-    diagonals = np.diagonal(kernels, axis1=1, axis2=2)
-    for one in range(ends.shape[1]):
-        common += coefficients[:, :, one] ** 2 * diagonals[:, ends[:, one]]
-        for two in range(one):
-            total += 2 * coefficients[:, :, one] * coefficients[:, :, two] * kernels[:, ends[:, one], ends[:, two]]
-    total += common
-    return np.where(total <= DEAD_RATIO * common, 0.0, total)
+    ends = examples.ends
+    norms = np.empty((len(kernels), len(ends)))
+    for c, kernel in enumerate(kernels):
+        coefficients, diagonal = examples.coefficients_at(c), np.diagonal(kernel)
+        common = np.zeros(len(ends))
+        mixed = np.zeros(len(ends))
+        for one in range(ends.shape[1]):
+            common += coefficients[:, one] ** 2 * diagonal[ends[:, one]]
+            for two in range(one):
+                mixed += 2 * coefficients[:, one] * coefficients[:, two] * kernel[ends[:, one], ends[:, two]]
+        norms[c] = np.where(common + mixed <= DEAD_RATIO * common, 0.0, common + mixed)
+    return norms
 
 
 def percentiles(scores: Array) -> Array:
@@ -728,21 +749,31 @@ def percentiles(scores: Array) -> Array:
 
 
 def percentiles_of(scores: Array, rows: npt.NDArray[np.int64]) -> Array:
-    """`percentiles` of some rows alone, among the scores that are not NaN, without sorting the others."""
-    numbers = int(np.count_nonzero(~np.isnan(scores)))
-    below = np.array([np.count_nonzero(scores < scores[row]) for row in rows], dtype=float)
-    ties = np.array([np.count_nonzero(scores == scores[row]) for row in rows], dtype=float)
-    return np.asarray(100 * (below + ties / 2) / max(numbers, 1))
+    """`percentiles` of some rows alone, among the scores that are not NaN; quick for rows near either end."""
+    if rows.size == 0:
+        return np.zeros(0)
+    numbers = scores.size - int(np.count_nonzero(np.isnan(scores)))
+    low, high = float(scores[rows].min()), float(scores[rows].max())
+    near = np.sort(scores[(scores >= low) & (scores <= high)])
+    under = int(np.count_nonzero(scores < low))
+    first, past = (np.searchsorted(near, scores[rows], side=side) for side in ("left", "right"))
+    return np.asarray(100 * (under + (first + past) / 2) / numbers)
 
 
-def strongest(ids: pd.Series, values: Array, k: int, *, ascending: bool) -> npt.NDArray[np.int64]:
+def strongest(
+    ids: pd.Series, values: Array, k: int, *, ascending: bool, among: npt.NDArray[np.int64] | None = None
+) -> npt.NDArray[np.int64]:
     """Rows of the k highest (or lowest) values, equals in the order of their ids; none that is NaN. Only those near the top are sorted."""
-    signed = values if ascending else -values
-    known = np.flatnonzero(~np.isnan(signed))
-    if known.size > k:
-        known = known[signed[known] <= np.partition(signed[known], k - 1)[k - 1]]
-    near = pd.DataFrame({"value": signed[known], "id": ids.iloc[known].to_numpy()})
-    return np.asarray(known[near.sort_values(["value", "id"]).index[:k]])
+    rows = np.arange(len(values)) if among is None else among
+    signed = values[rows] if ascending else -values[rows]
+    known = ~np.isnan(signed)
+    if not known.all():
+        rows, signed = rows[known], signed[known]
+    if rows.size > k:
+        near = np.flatnonzero(signed <= np.partition(signed, k - 1)[k - 1])
+        rows, signed = rows[near], signed[near]
+    order = pd.DataFrame({"value": signed, "id": ids.iloc[rows].to_numpy()}).sort_values(["value", "id"]).index
+    return np.asarray(rows[order[:k]])
 
 
 def top_share(values: Array, share: float = 0.01) -> float:
