@@ -68,6 +68,8 @@ class TaskSection(Section):
     ghm_bins: int | None = Field(default=None, ge=1)
     ghm_alpha: float | None = Field(default=None, ge=0)
     ghm_batch: int | None = Field(default=None, ge=1)
+    pairs: Literal["all", "drawn"] | None = Field(default=None, description="what was trained on; None: all unordered pairs")
+    draw_seed: int | None = Field(default=None, ge=0, description="of the drawn pairs; None: the seed that the checkpoints record")
     test_pairs: int | None = Field(default=None, ge=1, description="stratified over angle gaps; None: all of them")
 
 

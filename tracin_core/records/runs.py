@@ -1,7 +1,7 @@
 """A finished run: its manifest (`runs/<id>/run.json`), its tables, and views of its kernels. No torch, no gradient."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +12,17 @@ import numpy.typing as npt
 import pandas as pd
 
 from tracin_core.data.files import read_json, write_json, write_whole
-from tracin_core.data.samples import all_pairs, require_classes, stratified_pairs
+from tracin_core.data.samples import all_pairs, every_draw, listed_draws, pairs_of, random_draws, require_classes, stratified_pairs
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.recipe import LossName, Recipe
 from tracin_core.records.store import BlockKey, BlockStore, digest_of
-from tracin_core.scores.influence import Kernels, View
+from tracin_core.scores.examples import TestQuantity
+from tracin_core.scores.influence import Kernels, Measure, View
 from tracin_core.scores.losses import PairLoss
+from tracin_core.scores.relabel import RelabelCounts, rebuilt, relabel_counts, relabelled
+from tracin_core.scores.weights import CheckpointWeights, Weights, checkpoint_weights
 
-Weights = Literal["uniform", "learning_rate"] | Sequence[float]
+PairUniverse = Literal["all", "drawn"] | Sequence[tuple[str, str]]
 SAMPLE_TYPES: dict[str, Any] = {
     "id": str,
     "label": "int64",
@@ -96,6 +99,17 @@ def chunk_digest(sample_digests: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sample_digests).encode()).hexdigest()[:32]
 
 
+@dataclass(frozen=True)
+class Sides:
+    """The samples and pairs of the two sides of a view, and which training pairs a relabelling made."""
+
+    train_samples: pd.DataFrame
+    test_samples: pd.DataFrame
+    train_pairs: pd.DataFrame
+    test_pairs: pd.DataFrame
+    strangers: npt.NDArray[np.bool_] | None = None
+
+
 class Run:
     """One analysis, finished: `run.samples`, `run.train_pairs`, `run.test_pairs`, `run.checkpoints`, `run.view(...)`."""
 
@@ -145,9 +159,50 @@ class Run:
     def test_pairs(self) -> pd.DataFrame:
         """The test pairs, from the validation side: all of them, or as many as the recipe asks, spread over angle gaps."""
         require_classes(self.splits["validation"])
-        pairs = all_pairs(self.splits["validation"])
+        return self._asked(all_pairs(self.splits["validation"]))
+
+    def _asked(self, pairs: pd.DataFrame) -> pd.DataFrame:
         count = self.recipe.task.test_pairs
         return pairs if count is None else stratified_pairs(pairs, count)
+
+    @cached_property
+    def classes(self) -> dict[int, int]:
+        """The angle of each label, of all samples."""
+        return {
+            int(label): int(angle) for label, angle in self.samples[["label", "angle"]].drop_duplicates().itertuples(index=False)
+        }
+
+    def draws(self, pairs: PairUniverse = "all", draw_seed: int | None = None) -> dict[str, pd.DataFrame]:
+        """The pairs of positions of each side that make up a pair universe, equal labels included: first, second, multiplicity.
+
+        Args:
+            pairs: `all` unordered ones; as `drawn` at random by a training, with repeats; or a list of training pairs by their two ids.
+            draw_seed: of the drawing; None: the seed that the checkpoints record.
+
+        Raises:
+            ViewError: no such universe, or no seed is recorded.
+            UnknownSampleError: a listed pair is not of two training samples.
+        """
+        train, test = self.splits["train"], self.splits["validation"]
+        if not isinstance(pairs, str):
+            return {"train": listed_draws(train, pairs), "validation": every_draw(len(test))}
+        if pairs == "all":
+            return {"train": every_draw(len(train)), "validation": every_draw(len(test))}
+        if pairs != "drawn":
+            raise ViewError(f"There is no pair universe '{pairs}'; choose all, drawn, or a list of pairs of ids.")
+        return dict(zip(("train", "validation"), random_draws((len(train), len(test)), self._seed(draw_seed)), strict=True))
+
+    def _seed(self, draw_seed: int | None) -> int:
+        recorded = (self.manifest.checkpoints[-1].get("arguments") or {}).get("seed")
+        for seed in (draw_seed, self.recipe.task.draw_seed, recorded):
+            if seed is not None:
+                return int(seed)
+        raise ViewError("The checkpoints record no seed to draw the pairs again with; give draw_seed.")
+
+    @cached_property
+    def trained_draws(self) -> pd.DataFrame:
+        """The universe that the model was trained on, as the recipe says: GHM densities and step counts are of it."""
+        return self.draws(self.recipe.task.pairs or "all")["train"]
 
     @cached_property
     def checkpoints(self) -> pd.DataFrame:
@@ -203,38 +258,120 @@ class Run:
         margin: float | None = None,
         ghm_bins: int | None = None,
         ghm_alpha: float | None = None,
-        weights: Weights = "uniform",
+        ghm_batch: int | None = None,
+        weights: CheckpointWeights = "uniform",
+        half_life: float | None = None,
         checkpoints: Sequence[int] | None = None,
-        measure: Literal["dot"] = "dot",
-        test_quantity: Literal["loss", "score_difference"] = "loss",
+        measure: Measure = "dot",
+        test_quantity: TestQuantity = "loss",
         layers: Sequence[str] | None = None,
+        pairs: PairUniverse = "all",
+        draw_seed: int | None = None,
+        relabel: Mapping[str, int] | None = None,
     ) -> View:
         """The scores under these settings; None means as the checkpoints record. No gradient is computed.
 
         Args:
+            weights: w_c of `sum_c w_c <grad L(e'), grad L(e)>`, by rule (`scores/weights.py`) or by hand.
+            half_life: in epochs, for the weights `recency`.
             checkpoints: epochs to sum; None: `summed_epochs`.
-            weights: w_c of `sum_c w_c <grad L(e'), grad L(e)>`.
+            pairs, draw_seed: the pair universe, see `draws`.
+            relabel: other labels for some training or test samples (`scores/relabel.py`); what became of the pairs of the former is
+                `relabel_counts`.
 
         Raises:
             ViewError: a setting has no meaning for this run; the message lists what exists.
+            NotFoundError, UnknownSampleError: a sample that is relabelled or listed does not exist.
         """
         epochs = self.summed_epochs if checkpoints is None else list(checkpoints)
         rows = self._rows(epochs)
-        asked: dict[str, Any] = {"name": loss, "margin": margin, "ghm_bins": ghm_bins, "ghm_alpha": ghm_alpha}
+        asked: dict[str, Any] = {
+            "name": loss,
+            "margin": margin,
+            "ghm_bins": ghm_bins,
+            "ghm_alpha": ghm_alpha,
+            "ghm_batch": ghm_batch,
+        }
         chosen = PairLoss(**{**asdict(self.loss), **{name: value for name, value in asked.items() if value is not None}})
+        sides = self._sides(chosen, pairs, draw_seed, dict(relabel or {}))
         return View.of_pairs(
-            self.train_pairs,
-            self.test_pairs,
+            sides.train_pairs,
+            sides.test_pairs,
             self.kernels.at(rows),
             loss=chosen,
-            checkpoint_weights=self._weights(weights, rows),
+            checkpoint_weights=self.checkpoint_weights(weights, epochs, half_life=half_life).values,
             checkpoint_names=[f"epoch {epoch}" for epoch in epochs],
-            train_samples=self.splits["train"],
-            test_samples=self.splits["validation"],
+            train_samples=sides.train_samples,
+            test_samples=sides.test_samples,
+            population=self._pairs(self.splits["train"], self.trained_draws, chosen) if chosen.is_ghm else None,
+            strangers=sides.strangers,
             measure=measure,
             test_quantity=test_quantity,
             layers=None if layers is None else [self._layer(name) for name in layers],
         )
+
+    def _sides(self, loss: PairLoss, pairs: PairUniverse, draw_seed: int | None, relabel: dict[str, int]) -> "Sides":
+        if pairs == "all" and not relabel:
+            return Sides(self.splits["train"], self.splits["validation"], self.train_pairs, self.test_pairs)
+        draws = self.draws(pairs, draw_seed)
+        train, test = self.splits["train"], self.splits["validation"]
+        of_train = {sample: label for sample, label in relabel.items() if sample not in set(test["id"])}
+        of_test = {sample: label for sample, label in relabel.items() if sample not in of_train}
+        new_train, new_test = relabelled(train, of_train, self.classes), relabelled(test, of_test, self.classes)
+        train_pairs = self._pairs(new_train, draws["train"], loss)
+        if train_pairs.empty:
+            raise ViewError(
+                "Of the pairs asked for, no training pair is left whose labels differ; list others, or relabel fewer samples."
+            )
+        strangers = rebuilt(self._pairs(train, draws["train"], loss), train_pairs) if of_train else None
+        test_pairs = self._asked(pairs_of(new_test, draws["validation"]))
+        return Sides(new_train, new_test, train_pairs, test_pairs, strangers)
+
+    def relabel_effects(
+        self, test: str | None = None, pairs: PairUniverse = "all", draw_seed: int | None = None, **settings: Any
+    ) -> pd.DataFrame:
+        """What every other label of every training sample would change, on a test pair or in the mean over live ones: samples x labels.
+
+        Args:
+            settings: of the view.
+
+        Raises:
+            NotFoundError, ViewError: as `view` and `View.relabel_effects`.
+        """
+        view = self.view(pairs=pairs, draw_seed=draw_seed, **settings)
+        return view.relabel_effects(self.draws(pairs, draw_seed)["train"], sorted(self.classes), test)
+
+    def relabel_counts(
+        self, relabel: Mapping[str, int], pairs: PairUniverse = "all", draw_seed: int | None = None
+    ) -> RelabelCounts:
+        """How many pairs of the relabelled training samples turn, vanish, are born, or stay as they are.
+
+        Raises:
+            NotFoundError, ViewError: no such training sample or label.
+        """
+        train, draws = self.splits["train"], self.draws(pairs, draw_seed)["train"]
+        new = pairs_of(relabelled(train, relabel, self.classes), draws)
+        return relabel_counts(pairs_of(train, draws), new, np.flatnonzero(train["id"].isin(list(relabel))).tolist())
+
+    def checkpoint_weights(
+        self, weights: CheckpointWeights = "uniform", checkpoints: Sequence[int] | None = None, *, half_life: float | None = None
+    ) -> Weights:
+        """The weights of these epochs under a rule, and what the rule had to assume.
+
+        Raises:
+            ViewError: as `scores.weights.checkpoint_weights`.
+        """
+        rows = self._rows(self.summed_epochs if checkpoints is None else list(checkpoints))
+        labels, draws = self.splits["train"]["label"].to_numpy(), self.trained_draws
+        different = labels[draws["first"]] != labels[draws["second"]]
+        examples = int(draws["multiplicity"].to_numpy()[different].sum())
+        table = pd.DataFrame([self.manifest.checkpoints[row] for row in rows])
+        return checkpoint_weights(weights, table, examples=examples, half_life=half_life)
+
+    @staticmethod
+    def _pairs(samples: pd.DataFrame, draws: pd.DataFrame, loss: PairLoss) -> pd.DataFrame:
+        """Under `ghm_legacy` a pair keeps the orientation in which it was drawn."""
+        return pairs_of(samples, draws, oriented=loss.name == "ghm_legacy")
 
     def _rows(self, epochs: Sequence[int]) -> list[int]:
         known = [int(epoch) for epoch in self.checkpoints["epoch"]]
@@ -244,25 +381,6 @@ class Run:
                 f"The view asks for epochs {list(epochs)}; this run has {known}: choose one or more of these, each once."
             )
         return [known.index(epoch) for epoch in epochs]
-
-    def _weights(self, weights: Weights, rows: list[int]) -> npt.NDArray[np.float64]:
-        if isinstance(weights, str):
-            if weights == "uniform":
-                return np.ones(len(rows))
-            if weights == "learning_rate":
-                rates = self.checkpoints["learning_rate"].iloc[rows].to_numpy(dtype=float)
-                if np.isnan(rates).any():
-                    raise ViewError(
-                        "Some checkpoints record no learning rate; choose uniform weights, or give the weights by hand."
-                    )
-                return rates
-            raise ViewError(
-                f"There are no checkpoint weights named '{weights}'; choose uniform, learning_rate, or a list of numbers."
-            )
-        given = np.asarray(weights, dtype=float)
-        if given.shape != (len(rows),) or not np.isfinite(given).all():
-            raise ViewError(f"{given.size} checkpoint weights were given for {len(rows)} checkpoints; give one finite number each.")
-        return given
 
     def _layer(self, name: str) -> int:
         if name not in self.layers:

@@ -100,7 +100,7 @@ class Examples(ABC):
         """w_c a_c(e) over (checkpoint, position), checkpoints in their order: sparse [N, C positions]."""
         ends = self.ends
         shape = (len(ends), len(weights), ends.shape[1])
-        kind = np.int32 if max(np.prod(shape), positions * len(weights)) < 2**31 else np.int64
+        kind = np.int32 if max(int(np.prod(shape)), positions * len(weights)) < 2**31 else np.int64
         values, columns = np.empty(shape), np.empty(shape, dtype=kind)
         for c, weight in enumerate(weights):
             values[:, c] = weight * self.coefficients_at(c)
@@ -110,7 +110,7 @@ class Examples(ABC):
 
     def coefficients_at(self, checkpoint: int) -> Array:
         """a of every example at one checkpoint: [N, E]."""
-        return self.coefficients()[checkpoint]
+        return np.asarray(self.coefficients()[checkpoint])
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class PairExamples(Examples):
         return np.stack([slopes, -slopes], axis=2)
 
     def coefficients_at(self, checkpoint: int) -> Array:
-        return self.derivatives[checkpoint, :, None] * np.array([1.0, -1.0])
+        return np.asarray(self.derivatives[checkpoint, :, None] * np.array([1.0, -1.0]))
 
     @cached_property
     def _sides(self) -> tuple[Any, Any, Any]:
@@ -174,7 +174,7 @@ class PairExamples(Examples):
     def weights(self) -> Array:
         """Each pair's expected GHM weight at each checkpoint; 1 for other losses: [C, N]."""
         if not self.loss.is_ghm:
-            return np.broadcast_to(1.0, (len(self.outputs), len(self)))
+            return np.broadcast_to(np.float64(1), (len(self.outputs), len(self)))
         first, second, target = self._sides
         guests = np.zeros(len(self), dtype=bool) if self.strangers is None else self.strangers
         weights = np.empty((len(self.outputs), len(self)))

@@ -37,6 +37,7 @@ from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.scores import exclusions as rules
 from tracin_core.scores.examples import ALL, Examples, PairExamples, Rows, TestQuantity, density_tables
 from tracin_core.scores.losses import GhmTable, PairLoss
+from tracin_core.scores.relabel import relabel_rows
 
 Array = npt.NDArray[np.float64]
 Measure = Literal["dot", "cosine", "cosine_mean", "relative", "rank"]
@@ -134,6 +135,7 @@ class View:
             train_pairs, test_pairs: as `pair_table` makes them.
             population: the pairs that the model was trained on, whose densities GHM weights are read from; None: the training pairs.
             strangers: training pairs that are not members of that population, [N]; None: all are.
+            settings: of the view itself.
         """
         _require_known("test quantity", test_quantity, get_args(TestQuantity))
         _require_samples("training", train_pairs, train_samples, kernels.train_outputs)
@@ -493,6 +495,31 @@ class View:
             for end in range(ends.shape[1]):
                 total += np.bincount(member * shape[1] + ends[:, end], weights=values[:, end], minlength=total.size)
         return total.reshape(shape)
+
+    def relabel_effects(self, draws: pd.DataFrame, labels: Sequence[int], test: str | None = None) -> pd.DataFrame:
+        """What each other label of each training sample would change (`relabel`), on one test, or in the mean over live tests.
+
+        One row per sample, one column per label, in the units of influence; 0 at the sample's own label. Positive: training on the sample
+        under that label would lower the test's loss more than under its own.
+
+        Args:
+            draws: the pairs of positions that the training drew from, equal labels included.
+            labels: the columns.
+
+        Raises:
+            NotFoundError: no such test.
+            ViewError: the examples are not pairs, or every test is dead.
+        """
+        if not isinstance(self.train, PairExamples):
+            raise ViewError("The kernels of samples with several outputs fix their labels; compute a run that keeps all outputs.")
+        towards = self._towards(self._live_tests()).mean(axis=1) if test is None else self._towards(self._place(test))[:, 0]
+        v = towards.reshape(len(self.checkpoint_weights), -1)
+        effects = {}
+        for label in labels:
+            known = self.train
+            rows = relabel_rows(known.samples, draws, label, known.outputs, known.loss, known.densities)
+            effects[label] = sum(weight * (row @ side) for weight, row, side in zip(self.checkpoint_weights, rows, v, strict=True))
+        return pd.DataFrame(effects, index=pd.Index(self.train.samples["id"], name="sample"))
 
     def angle_grid(self, values: npt.ArrayLike) -> pd.DataFrame:
         """Per unordered angle pair of the training pairs: low, high (degrees), n, mean, median of the values that are not NaN."""

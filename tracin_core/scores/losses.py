@@ -11,6 +11,7 @@ dL/ds_j = -dL/ds_i always. u is 1 except for GHM and carries no gradient.
 """
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, get_args
 
 import numpy as np
@@ -40,11 +41,11 @@ class PairLoss:
     def __post_init__(self) -> None:
         if self.name not in get_args(LossName):
             raise ViewError(f"There is no loss '{self.name}'; choose from {', '.join(get_args(LossName))}.")
-        if not (np.isfinite(self.margin) and self.margin >= 0):
+        if not (isinstance(self.margin, Real) and np.isfinite(self.margin) and self.margin >= 0):
             raise ViewError(f"The margin is {self.margin}; choose a number of at least 0.")
         for name, least in (("ghm_bins", 1), ("ghm_alpha", 0), ("ghm_batch", 1)):
             value = getattr(self, name)
-            if not (np.isfinite(value) and value >= least):
+            if not (isinstance(value, Real) and np.isfinite(value) and value >= least):
                 raise ViewError(f"{name} is {value}; choose a number of at least {least}.")
             if name != "ghm_alpha" and value != int(value):
                 raise ViewError(f"{name} is {value}, but it counts whole things; choose an integer of at least {least}.")

@@ -1,0 +1,130 @@
+"""What another label would change: pairs are rebuilt, and the influence of the difference follows from the same kernels.
+
+Each pair of a relabelled sample keeps its two samples. Its target turns only if the new label crosses the partner's; it vanishes where the
+labels are now equal, and is born where they no longer are.
+
+    relabel_effect(x, l; e') = sum_c w_c (r_new - r_old)^T K_c a_e',   r = sum of a_e over the pairs e of x, each as often as it was drawn
+
+Positive: the gradient of x under the new label lowers the loss of e' more than the one under its own. A first-order statement about
+checkpoints that were trained on the old label. GHM densities stay those of the training; a rebuilt pair looks its weight up as a guest.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import sparse
+
+from tracin_core.errors import NotFoundError, ViewError
+from tracin_core.scores.examples import PairExamples
+from tracin_core.scores.losses import GhmTable, PairLoss
+
+Array = npt.NDArray[np.float64]
+PAIR_KEYS = ["first", "second"]
+
+
+@dataclass(frozen=True)
+class RelabelCounts:
+    """What became of the pairs of the relabelled samples, copies not counted."""
+
+    turned: int
+    vanished: int
+    born: int
+    unchanged: int
+
+
+def relabelled(samples: pd.DataFrame, relabel: Mapping[str, int], classes: Mapping[int, int]) -> pd.DataFrame:
+    """The samples with new labels, and the angles that go with them.
+
+    Args:
+        relabel: new label of each sample by its id.
+        classes: the angle of each label.
+
+    Raises:
+        NotFoundError: no such sample.
+        ViewError: no such label.
+    """
+    known = set(samples["id"])
+    for sample, label in relabel.items():
+        if sample not in known:
+            raise NotFoundError(f"There is no training sample '{sample}' to relabel; choose one from the run's table of samples.")
+        if label not in classes:
+            raise ViewError(f"Sample '{sample}' cannot have the label {label}; this run's labels are {sorted(classes)}.")
+    labels = [relabel.get(sample, label) for sample, label in zip(samples["id"], samples["label"], strict=True)]
+    angles = [
+        classes[relabel[sample]] if sample in relabel else angle
+        for sample, angle in zip(samples["id"], samples["angle"], strict=True)
+    ]
+    return samples.assign(label=labels, angle=angles)
+
+
+def relabel_counts(old: pd.DataFrame, new: pd.DataFrame, places: Sequence[int]) -> RelabelCounts:
+    """How the pairs of these samples changed from one table of pairs to the other."""
+    both = _of(old, places).merge(_of(new, places), on=PAIR_KEYS, how="outer", suffixes=("_old", "_new"), indicator="side")
+    met = both[both["side"] == "both"]
+    turned = int((met["target_old"] != met["target_new"]).sum())
+    return RelabelCounts(
+        turned, int((both["side"] == "left_only").sum()), int((both["side"] == "right_only").sum()), len(met) - turned
+    )
+
+
+def rebuilt(old: pd.DataFrame, new: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Which of the new pairs were born or turned, and so are no members of the population that was trained on."""
+    targets = new[PAIR_KEYS].merge(old[[*PAIR_KEYS, "target"]], on=PAIR_KEYS, how="left")["target"].to_numpy(dtype=float)
+    return np.asarray(targets != new["target"].to_numpy())
+
+
+def _of(pairs: pd.DataFrame, places: Sequence[int]) -> pd.DataFrame:
+    return pairs.loc[pairs[PAIR_KEYS].isin(list(places)).any(axis=1), [*PAIR_KEYS, "target"]]
+
+
+def relabel_rows(
+    samples: pd.DataFrame,
+    draws: pd.DataFrame,
+    label: int,
+    outputs: npt.NDArray[np.float32],
+    loss: PairLoss,
+    densities: tuple[GhmTable, ...],
+) -> list[sparse.csr_array]:
+    """r_new - r_old of every sample under this label, at each checkpoint: [n, n] each; the row of a sample that has the label is 0.
+
+    Args:
+        draws: the pairs of positions that the training drew from, equal labels included.
+    """
+    oriented = loss.name == "ghm_legacy"
+    ends = draws[PAIR_KEYS].to_numpy() if oriented else np.sort(draws[PAIR_KEYS].to_numpy(), axis=1)
+    copies = draws["multiplicity"].to_numpy(dtype=float)
+    labels = samples["label"].to_numpy()
+    old = np.sign(labels[ends[:, 0]] - labels[ends[:, 1]])
+    total = [sparse.csr_array((len(samples), len(samples))) for _ in outputs]
+    for side in (0, 1):
+        changed = labels.copy()[ends]
+        changed[:, side] = label
+        new = np.sign(changed[:, 0] - changed[:, 1])
+        rows = np.flatnonzero(new != old)
+        before = _slopes(samples, ends[rows], old[rows], outputs, loss, densities, strangers=False)
+        after = _slopes(samples, ends[rows], new[rows], outputs, loss, densities, strangers=True)
+        difference = (after - before) * copies[rows]
+        place = np.tile(ends[rows, side], 2)
+        for c, values in enumerate(difference):
+            entries = (np.concatenate([values, -values]), (place, ends[rows].T.ravel()))
+            total[c] = total[c] + sparse.csr_array(entries, shape=(len(samples), len(samples)))
+    return total
+
+
+def _slopes(
+    samples: pd.DataFrame,
+    ends: npt.NDArray[np.int64],
+    target: npt.NDArray[np.int64],
+    outputs: npt.NDArray[np.float32],
+    loss: PairLoss,
+    densities: tuple[GhmTable, ...],
+    *,
+    strangers: bool,
+) -> Array:
+    """dL/ds_first of these pairs under these targets, 0 where the target is 0: no pair. [C, rows]."""
+    table = pd.DataFrame({"first": ends[:, 0], "second": ends[:, 1], "target": np.where(target == 0, 1, target)})
+    examples = PairExamples(table, samples, outputs, loss, densities, np.full(len(table), strangers))
+    return np.asarray(np.where(target == 0, 0.0, examples.derivatives))
