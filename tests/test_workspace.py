@@ -325,3 +325,18 @@ def until(condition, seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.02)
+
+
+def test_kernels_beyond_their_budget_are_kept_as_rest_and_last(computed: Workspace, recipe: Recipe, place: Workspace) -> None:
+    """Two layer groups in place of all; their sum is what it was, to rounding."""
+    whole = computed.compute(recipe)
+    run = place.compute(lab.recipe_for(recipe.data.root, recipe.checkpoints.folder, kernel_budget=1))
+    assert len(whole.layers) > 2
+    assert run.layers == ["rest", "last"]
+    np.testing.assert_allclose(
+        run.view().influence(), whole.view().influence(), rtol=1e-4, atol=1e-4 * np.abs(whole.view().influence()).max()
+    )
+    last = whole.view(layers=whole.layers[-1:]).influence()
+    np.testing.assert_allclose(run.view(layers=["last"]).influence(), last, rtol=1e-6, atol=1e-6 * np.abs(last).max())
+    log = place.queue.log_path(place.queue.all()[0].id).read_text()
+    assert "kept by 2 layer groups: rest, last" in log

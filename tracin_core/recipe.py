@@ -92,6 +92,9 @@ class EngineSection(Section):
     batch_size: int = Field(default=32, ge=1)
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     device: Literal["cpu", "cuda", "mps"] = "cpu"
+    kernel_budget: int | None = Field(
+        default=None, ge=1, description="bytes of one checkpoint's kernels above which layers are kept as `rest` and `last`; None: 256 MiB"
+    )
 
 
 class Recipe(Section):

@@ -55,7 +55,10 @@ RECORDED_LOSSES: Final = {
     "squared_hinge": "squared_hinge",
 }
 
+KERNEL_BUDGET: Final = 256 * 2**20  # bytes of a checkpoint's kernels; beyond it, layers are kept as `rest` and `last`
+
 Inputs = npt.NDArray[np.float32]
+Layers = dict[str, tuple[str, ...]]  # names of parameters by layer group
 
 
 class Interrupted(Exception):
@@ -237,7 +240,7 @@ def analyse(progress: Progress) -> dict[str, Any]:
 def compute_run(progress: Progress, recipe: Recipe, run_id: str) -> None:
     """Samples read, checkpoints taken in, model checked, missing blocks computed, manifest written: in this order."""
     from tracin_core.engine.health import check_model
-    from tracin_core.engine.kernel import layer_groups
+    from tracin_core.engine.kernel import kernel_groups
     from tracin_core.engine.models import build_model
 
     workspace = progress.workspace
@@ -248,13 +251,15 @@ def compute_run(progress: Progress, recipe: Recipe, run_id: str) -> None:
         progress, recipe.checkpoints.folder, recipe.checkpoints.prefix, recipe.model, epochs=recipe.checkpoints.epochs
     )
     loss = recorded_loss(recipe.task, checkpoints)
-    layers = tuple(layer_groups(model))
-    groups = tuple(digest_of(group_definition(recipe, str(checkpoint["digest"]), layers)) for checkpoint in checkpoints)
+    train, test = (sum(len(chunk.ids) for chunk in chunks[side]) for side in ("train", "validation"))
+    layers = kernel_groups(model, cells=train * (train + test) + test * test, budget=recipe.engine.kernel_budget or KERNEL_BUDGET)
+    progress.say(f"kernels are kept by {len(layers)} layer groups: {', '.join(layers)}")
+    groups = tuple(digest_of(group_definition(recipe, str(checkpoint["digest"]), tuple(layers))) for checkpoint in checkpoints)
     manifest = Manifest(
         id=run_id,
         recipe=recipe.to_dict(),
         created=time.time(),
-        layers=layers,
+        layers=tuple(layers),
         checkpoints=tuple(checkpoints),
         groups=groups,
         chunks={side: chunks[side] for side in ("train", "validation")},
@@ -268,12 +273,14 @@ def compute_run(progress: Progress, recipe: Recipe, run_id: str) -> None:
     load_checkpoint(model, workspace, checkpoints[-1])
     probe = np.stack([by_id[sample_id] for sample_id in chunks["train"][0].ids[:8]])
     health = tuple(asdict(check) for check in check_model(model, to_tensor(probe, recipe.engine)))
-    compute_blocks(progress, recipe, manifest, model, by_id)
+    compute_blocks(progress, recipe, manifest, model, by_id, layers)
     Manifest(**{**manifest.__dict__, "health": health}).write(workspace.root / "runs" / run_id, samples)
     workspace.register_run(run_id, recipe, state="done")
 
 
-def compute_blocks(progress: Progress, recipe: Recipe, manifest: Manifest, model: Any, by_id: dict[str, Inputs]) -> None:
+def compute_blocks(
+    progress: Progress, recipe: Recipe, manifest: Manifest, model: Any, by_id: dict[str, Inputs], layers: Layers
+) -> None:
     """Every block of the run is on disk. Only missing ones are computed, and a checkpoint is loaded once, if at all."""
     store = progress.workspace.store
     per_checkpoint = [manifest.kernel_keys(group) for group in manifest.groups]
@@ -292,7 +299,7 @@ def compute_blocks(progress: Progress, recipe: Recipe, manifest: Manifest, model
         for key in missing:
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always", UserWarning)  # memory that ran short is said in the job's log
-                compute_block(progress.workspace, key, model, samples_of, by_id, recipe.engine)
+                compute_block(progress.workspace, key, model, samples_of, by_id, recipe.engine, layers)
             for warning in told:
                 progress.say(f"block {key.name}: {warning.message}")
             done += 1
@@ -321,6 +328,7 @@ def compute_block(
     samples_of: dict[str, tuple[str, ...]],
     by_id: dict[str, Inputs],
     engine: EngineSection,
+    layers: Layers,
 ) -> None:
     """One block is computed, on disk, and in the catalogue: in this order."""
     from tracin_core.engine.kernel import model_outputs, tangent_kernel_by_layer
@@ -334,7 +342,7 @@ def compute_block(
         values = model_outputs(model, left, batch_size=engine.batch_size).reshape(len(left))
     else:
         right = None if key.right == key.left else tensor(key.right)
-        values = tangent_kernel_by_layer(model, left, right, batch_size=engine.batch_size)
+        values = tangent_kernel_by_layer(model, left, right, groups=layers, batch_size=engine.batch_size)
     crc = workspace.store.write(key, values.detach().cpu().numpy())
     with workspace.catalogue.transaction() as connection:
         connection.execute(
