@@ -4,7 +4,7 @@ With f = logit(p_y), every loss psi(p_y) of the softmax (cross-entropy, focal, .
 grad(-log p_y) = -(1 - p_y) grad f. Unlike the loss's own, f's gradient does not vanish for a memorised sample.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations_with_replacement
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tracin_core.engine.batches import Samples, Side, borrowed, checked_outputs
 from tracin_core.engine.gradients import Gradients
-from tracin_core.engine.kernel import model_outputs, selected, tangent_kernel
+from tracin_core.engine.kernel import model_outputs, selected, tangent_kernel, tangent_kernel_by_layer
 from tracin_core.engine.layers import Factor, cheaper_path
 from tracin_core.engine.memory import enough_memory
 from tracin_core.errors import DataError, NonFiniteError, OutputShapeError
@@ -80,6 +80,57 @@ def logit_kernel(
         batch_size=batch_size,
         memory_budget=memory_budget,
     )
+
+
+def output_kernel_by_layer(
+    model: nn.Module,
+    left: Samples,
+    right: Samples | None = None,
+    *,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    batch_size: int = 32,
+    memory_budget: int | None = None,
+) -> Tensor:
+    """`[L, n k, m k]`: products of the gradients of every one of the k outputs; output a of sample i stands at i k + a.
+
+    Nothing of a loss or a label is fixed in it: any cotangents c, d of two samples give c^T K d of their block. It costs k times the
+    passes and k^2 times the numbers of `logit_kernel`. Groups as `tangent_kernel_by_layer`.
+
+    Raises:
+        OutputShapeError: not one axis of outputs per sample.
+    """
+
+    def every_output(samples: Samples | None) -> tuple[Samples | None, Tensor | None]:
+        if samples is None:
+            return None, None
+        outputs = model_outputs(model, samples, batch_size)
+        if outputs.dim() != 2:
+            raise OutputShapeError(
+                f"The outputs have shape {tuple(outputs.shape)}; this kernel is of [n, k] outputs, one row per sample."
+            )
+        n, k = outputs.shape
+        return repeated(samples, k), torch.eye(k, dtype=outputs.dtype, device=outputs.device).repeat(n, 1)
+
+    (ours, our_cotangent), (theirs, their_cotangent) = every_output(left), every_output(right)
+    return tangent_kernel_by_layer(
+        model,
+        left if ours is None else ours,
+        theirs,
+        left_cotangent=our_cotangent,
+        right_cotangent=their_cotangent,
+        groups=groups,
+        batch_size=batch_size,
+        memory_budget=memory_budget,
+    )
+
+
+def repeated(samples: Samples, times: int) -> Samples:
+    """Every sample so many times in a row."""
+    if isinstance(samples, Tensor):
+        return samples.repeat_interleave(times, 0)
+    if isinstance(samples, Mapping):
+        return {name: tensor.repeat_interleave(times, 0) for name, tensor in samples.items()}
+    return tuple(tensor.repeat_interleave(times, 0) for tensor in samples)
 
 
 def tangent_diagonal_blocks(

@@ -24,7 +24,7 @@ through them in blocks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -35,9 +35,10 @@ from scipy import stats
 
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.scores import exclusions as rules
-from tracin_core.scores.examples import ALL, Examples, PairExamples, Rows, TestQuantity, density_tables
+from tracin_core.scores.examples import ALL, Cotangent, Examples, PairExamples, Rows, SampleExamples, TestQuantity, density_tables
 from tracin_core.scores.losses import GhmTable, PairLoss
 from tracin_core.scores.relabel import relabel_rows
+from tracin_core.scores.sample_losses import SampleLoss
 
 Array = npt.NDArray[np.float64]
 Measure = Literal["dot", "cosine", "cosine_mean", "relative", "rank"]
@@ -144,6 +145,31 @@ class View:
         train = PairExamples(train_pairs, train_samples, kernels.train_outputs, loss, densities, strangers)
         guests = np.ones(len(test_pairs), dtype=bool)
         test = PairExamples(test_pairs, test_samples, kernels.test_outputs, loss, densities, guests, test_quantity)
+        return cls(train, test, kernels, **settings)
+
+    @classmethod
+    def of_samples(
+        cls,
+        train_samples: pd.DataFrame,
+        test_samples: pd.DataFrame,
+        kernels: Kernels,
+        *,
+        loss: SampleLoss,
+        cotangent: Cotangent,
+        target: str = "label",
+        test_quantity: TestQuantity = "loss",
+        **settings: Any,
+    ) -> "View":
+        """The view of classification or regression samples.
+
+        Args:
+            cotangent: whose gradients the kernels hold products of, see `SampleExamples`; it decides which what-ifs there are.
+            target: the column of labels, or of numbers to meet.
+        """
+        _require_known("test quantity", test_quantity, get_args(TestQuantity))
+        targets = train_samples[target].to_numpy(), test_samples[target].to_numpy()
+        train = SampleExamples(train_samples, kernels.train_outputs, targets[0], loss, cotangent)
+        test = SampleExamples(test_samples, kernels.test_outputs, targets[1], loss, cotangent, test_quantity)
         return cls(train, test, kernels, **settings)
 
     def mapped(self, kernel_map: KernelMap | None, *, checkpoint_weights: Array | None = None) -> "View":
@@ -510,8 +536,10 @@ class View:
             NotFoundError: no such test.
             ViewError: the examples are not pairs, or every test is dead.
         """
+        if isinstance(self.train, SampleExamples):
+            return self._relabelled_samples(self.train, labels, test)
         if not isinstance(self.train, PairExamples):
-            raise ViewError("The kernels of samples with several outputs fix their labels; compute a run that keeps all outputs.")
+            raise ViewError("Only pairs and samples can be relabelled; these examples are neither.")
         towards = self._towards(self._live_tests()).mean(axis=1) if test is None else self._towards(self._place(test))[:, 0]
         v = towards.reshape(len(self.checkpoint_weights), -1)
         effects = {}
@@ -520,6 +548,27 @@ class View:
             rows = relabel_rows(known.samples, draws, label, known.outputs, known.loss, known.densities)
             effects[label] = sum(weight * (row @ side) for weight, row, side in zip(self.checkpoint_weights, rows, v, strict=True))
         return pd.DataFrame(effects, index=pd.Index(self.train.samples["id"], name="sample"))
+
+    def _relabelled_samples(self, known: SampleExamples, labels: Sequence[int], test: str | None) -> pd.DataFrame:
+        if known.cotangent == "label_logit" or not known.loss.is_of_label:
+            raise ViewError(
+                f"This run cannot relabel under {known.described}: "
+                + (
+                    "its kernel is of logit(p_y), which fixes each label; compute a run that keeps all outputs."
+                    if known.loss.is_of_label
+                    else "it meets numbers, not labels."
+                )
+            )
+        place: Rows = self._live_tests() if test is None else self._place(test)
+        v = self._towards(place).mean(axis=1).reshape(len(self.checkpoint_weights), -1)
+
+        def towards(examples: SampleExamples) -> Array:
+            slopes = examples.coefficients()
+            return np.asarray(np.einsum("c,cne,cne->n", self.checkpoint_weights, slopes, v[:, examples.ends]))
+
+        now = towards(known)
+        effects = {label: towards(replace(known, targets=np.full(len(known), label))) - now for label in labels}
+        return pd.DataFrame(effects, index=pd.Index(known.samples["id"], name="sample"))
 
     def angle_grid(self, values: npt.ArrayLike) -> pd.DataFrame:
         """Per unordered angle pair of the training pairs: low, high (degrees), n, mean, median of the values that are not NaN."""
@@ -766,6 +815,15 @@ def squared_norms(examples: Examples, kernels: Array) -> Array:
                 mixed += 2 * coefficients[:, one] * coefficients[:, two] * kernel[ends[:, one], ends[:, two]]
         norms[c] = np.where(common + mixed <= DEAD_RATIO * common, 0.0, common + mixed)
     return norms
+
+
+def block_self_influence(blocks: Array, slopes: Array, weights: Array) -> Array:
+    """sum_c w_c a^T B_c a of samples whose k outputs have the products B_c [C, n, k, k] among themselves: [n], under any loss or label.
+
+    Args:
+        slopes: dL/d(outputs), [C, n, k] (`sample_derivative`).
+    """
+    return np.asarray(np.einsum("c,cna,cnab,cnb->n", weights, slopes, blocks, slopes, optimize=True))
 
 
 def percentiles(scores: Array) -> Array:

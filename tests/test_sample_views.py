@@ -1,0 +1,201 @@
+"""Views of classification and regression against one backward pass per sample, and what each kind of kernel leaves free."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tracin_core.engine.classification import logit_cotangent, output_kernel_by_layer, tangent_diagonal_blocks
+from tracin_core.engine.kernel import model_outputs, tangent_kernel_by_layer
+from tracin_core.errors import OutputShapeError, ViewError
+from tracin_core.scores.examples import Cotangent
+from tracin_core.scores.influence import Kernels, View, block_self_influence
+from tracin_core.scores.sample_losses import SampleLoss, sample_derivative
+
+FLOAT32 = {"rtol": 2e-5, "atol": 2e-5}  # kernels are stored in float32
+CLASSES, TRAIN, TEST, CHECKPOINTS = 3, 7, 4, 2
+WEIGHTS = np.array([0.5, 2.0])
+LABELS = {"train": torch.tensor([0, 1, 2, 0, 1, 2, 0]), "test": torch.tensor([2, 0, 1, 1])}
+INPUTS = {
+    side: torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(place))
+    for place, (side, count) in enumerate({"train": TRAIN, "test": TEST}.items())
+}
+
+
+def models(outputs: int) -> list[nn.Module]:
+    """The same network at two checkpoints."""
+    found = []
+    for seed in range(CHECKPOINTS):
+        torch.manual_seed(seed)
+        found.append(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, outputs)).double())
+    return found
+
+
+def samples(side: str, **columns: Any) -> pd.DataFrame:
+    ids = [f"{side}{place}" for place in range(len(LABELS[side]))]
+    return pd.DataFrame({"id": ids, "label": LABELS[side].numpy(), **columns})
+
+
+def kernels(cotangent: Cotangent, networks: list[nn.Module]) -> Kernels:
+    parts = []
+    for model in networks:
+        outputs = {side: model_outputs(model, values) for side, values in INPUTS.items()}
+        train, test = INPUTS["train"], INPUTS["test"]
+        if cotangent == "outputs":
+            products = [output_kernel_by_layer(model, *sides) for sides in ((train,), (test, train), (test,))]
+        else:
+            c = {side: logit_cotangent(outputs[side], LABELS[side]) if cotangent == "label_logit" else None for side in INPUTS}
+            products = [
+                tangent_kernel_by_layer(model, train, left_cotangent=c["train"]),
+                tangent_kernel_by_layer(model, test, train, left_cotangent=c["test"], right_cotangent=c["train"]),
+                tangent_kernel_by_layer(model, test, left_cotangent=c["test"]),
+            ]
+        plain = [outputs[side].squeeze(-1) for side in ("train", "test")]
+        parts.append([part.numpy() for part in (*products, *plain)])
+    return Kernels(*(np.stack(part) for part in zip(*parts, strict=True)))
+
+
+def torch_loss(loss: SampleLoss, outputs: Tensor, target: Tensor) -> Tensor:
+    if loss.name == "cross_entropy":
+        return nn.functional.cross_entropy(outputs, target)
+    if loss.name == "label_smoothing":
+        return nn.functional.cross_entropy(outputs, target, label_smoothing=loss.smoothing)
+    if loss.name == "focal":
+        p = outputs.softmax(-1)[0, target[0]]
+        return -((1 - p) ** loss.gamma) * p.log()
+    if loss.name == "huber":
+        return nn.functional.huber_loss(outputs.squeeze(-1), target, delta=loss.delta)
+    return nn.functional.mse_loss(outputs.squeeze(-1), target)
+
+
+def gradients(loss: SampleLoss, networks: list[nn.Module], side: str, targets: Tensor) -> np.ndarray:
+    """[C, n, parameters], one backward pass per sample."""
+    rows = []
+    for model in networks:
+        for value, target in zip(INPUTS[side], targets, strict=True):
+            grads = torch.autograd.grad(torch_loss(loss, model(value[None]), target[None]), list(model.parameters()))
+            rows.append(torch.cat([grad.flatten() for grad in grads]).numpy())
+    return np.stack(rows).reshape(len(networks), len(targets), -1)
+
+
+def slow(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    return np.einsum("c,cnp,cmp->nm", WEIGHTS, train, test)
+
+
+def view(cotangent: Cotangent, loss: SampleLoss, networks: list[nn.Module], **settings: Any) -> View:
+    settings = {"checkpoint_weights": WEIGHTS, "checkpoint_names": ["a", "b"], **settings}
+    sides = settings.pop("sides", (samples("train"), samples("test")))
+    return View.of_samples(*sides, kernels(cotangent, networks), loss=loss, cotangent=cotangent, **settings)
+
+
+@pytest.mark.parametrize(
+    ("cotangent", "name"),
+    [
+        ("label_logit", "cross_entropy"),
+        ("label_logit", "focal"),
+        ("outputs", "cross_entropy"),
+        ("outputs", "label_smoothing"),
+        ("outputs", "focal"),
+    ],
+)
+def test_classification_is_one_backward_pass_per_sample(cotangent: Cotangent, name: Any) -> None:
+    """Influence, self-influence, cosine and removal; every loss of p_y from the one kernel, any loss where all outputs are kept."""
+    networks, loss = models(CLASSES), SampleLoss(name)
+    train, test = (gradients(loss, networks, side, LABELS[side]) for side in ("train", "test"))
+    shown = view(cotangent, loss, networks)
+    np.testing.assert_allclose(shown.influence(), slow(train, test), **FLOAT32)
+    np.testing.assert_allclose(shown.self_influence(), np.diagonal(slow(train, train)), **FLOAT32)
+    np.testing.assert_allclose(shown.sample_influence(), shown.influence(), **FLOAT32)
+    lengths = np.sqrt(np.outer(np.diagonal(slow(train, train)), np.diagonal(slow(test, test))))
+    np.testing.assert_allclose(
+        view(cotangent, loss, networks, measure="cosine").influence(), slow(train, test) / lengths, **FLOAT32
+    )
+    proponents, opponents = shown.top("test1", 3)
+    assert list(proponents.columns) == ["id", "label", "influence", "percentile", "self_influence", "contributions"]
+    assert (proponents["influence"] > 0).all()
+    assert (opponents["influence"] < 0).all()
+
+
+@pytest.mark.parametrize("name", ["squared_error", "huber"])
+def test_regression_is_one_backward_pass_per_sample(name: Any) -> None:
+    networks, loss = models(1), SampleLoss(name)
+    values = {side: LABELS[side].double() * 1.5 - 1 for side in LABELS}
+    train, test = (gradients(loss, networks, side, values[side]) for side in ("train", "test"))
+    sides = tuple(samples(side, value=values[side].numpy()) for side in ("train", "test"))
+    shown = view("score", loss, networks, sides=sides, target="value")
+    np.testing.assert_allclose(shown.influence(), slow(train, test), **FLOAT32)
+    np.testing.assert_allclose(shown.self_influence(), np.diagonal(slow(train, train)), **FLOAT32)
+
+
+def test_the_score_difference_of_a_class_never_dies() -> None:
+    """-logit(p_y), by its own backward pass, from either kernel."""
+    networks, loss = models(CLASSES), SampleLoss()
+    train = gradients(loss, networks, "train", LABELS["train"])
+    rows = []
+    for model in networks:
+        for value, label in zip(INPUTS["test"], LABELS["test"], strict=True):
+            p = model(value[None]).softmax(-1)[0, label]
+            grads = torch.autograd.grad(-torch.log(p / (1 - p)), list(model.parameters()))
+            rows.append(torch.cat([grad.flatten() for grad in grads]).numpy())
+    expected = slow(train, np.stack(rows).reshape(CHECKPOINTS, TEST, -1))
+    for cotangent in ("label_logit", "outputs"):
+        shown = view(cotangent, loss, networks, test_quantity="score_difference")
+        np.testing.assert_allclose(shown.influence(), expected, **FLOAT32)
+
+
+def test_other_labels_are_free_where_all_outputs_are_kept() -> None:
+    """For every sample and label: the gradient under that label, minus the one under its own."""
+    networks, loss = models(CLASSES), SampleLoss()
+    test = gradients(loss, networks, "test", LABELS["test"])
+    own = slow(gradients(loss, networks, "train", LABELS["train"]), test)
+    effects = view("outputs", loss, networks).relabel_effects(pd.DataFrame(), range(CLASSES), "test2")
+    for label in range(CLASSES):
+        other = slow(gradients(loss, networks, "train", torch.full((TRAIN,), label)), test)
+        np.testing.assert_allclose(effects[label], (other - own)[:, 2], **FLOAT32)
+
+
+def test_diagonal_blocks_give_self_influence_under_any_loss_and_label() -> None:
+    networks, loss = models(CLASSES), SampleLoss("label_smoothing")
+    labels = torch.tensor([2, 2, 1, 1, 0, 0, 1])
+    expected = np.diagonal(slow(*[gradients(loss, networks, "train", labels)] * 2))
+    blocks = np.stack([tangent_diagonal_blocks(model, INPUTS["train"]).numpy() for model in networks])
+    outputs = [model_outputs(model, INPUTS["train"]).numpy() for model in networks]
+    slopes = np.stack([sample_derivative(loss, values, labels.numpy()) for values in outputs])
+    np.testing.assert_allclose(block_self_influence(blocks, slopes, WEIGHTS), expected, rtol=1e-9)
+
+
+def test_the_harm_rule_lists_samples() -> None:
+    shown = view("label_logit", SampleLoss(), models(CLASSES))
+    scores = shown.influence()
+    line = float(np.quantile(scores, 0.3))
+    listed = shown.exclusions(line, 2, None)
+    expected = [name for name, row in zip(shown.train_samples["id"], scores, strict=True) if (row < line).sum() >= 2]
+    assert sorted(listed["id"]) == sorted(expected)
+    assert shown.sweep(2).counts([line])["samples"][0] == len(expected)
+    assert shown.removed(listed).sum() == len(expected)
+
+
+def test_what_a_kernel_fixes_is_said_with_what_is_left() -> None:
+    networks = models(CLASSES)
+    with pytest.raises(ViewError, match=r"fixes each sample's label; the loss label_smoothing.*cross_entropy, focal"):
+        view("label_logit", SampleLoss("label_smoothing"), networks)
+    with pytest.raises(ViewError, match=r"kernel is of logit\(p_y\), which fixes each label; compute a run that keeps all outputs"):
+        view("label_logit", SampleLoss(), networks).relabel_effects(pd.DataFrame(), [0])
+    with pytest.raises(ViewError, match="7 training positions, but the samples' outputs stand on 21"):
+        View.of_samples(
+            samples("train"),
+            samples("test"),
+            kernels("label_logit", networks),
+            loss=SampleLoss(),
+            cotangent="outputs",
+            checkpoint_weights=WEIGHTS,
+            checkpoint_names=["a", "b"],
+        )
+    values = tuple(samples(side, value=LABELS[side].numpy() / 2) for side in ("train", "test"))
+    with pytest.raises(ViewError, match="A score difference needs labels"):
+        view("score", SampleLoss("huber"), models(1), sides=values, target="value", test_quantity="score_difference")
+    with pytest.raises(OutputShapeError, match="one row per sample"):
+        output_kernel_by_layer(nn.Unflatten(1, (3, 1)), INPUTS["train"])
