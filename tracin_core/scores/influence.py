@@ -37,7 +37,7 @@ from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.scores import exclusions as rules
 from tracin_core.scores.examples import ALL, Cotangent, Examples, PairExamples, Rows, SampleExamples, TestQuantity, density_tables
 from tracin_core.scores.losses import GhmTable, PairLoss
-from tracin_core.scores.relabel import relabel_rows
+from tracin_core.scores.relabel import relabel_effect
 from tracin_core.scores.sample_losses import SampleLoss
 
 Array = npt.NDArray[np.float64]
@@ -540,14 +540,14 @@ class View:
             return self._relabelled_samples(self.train, labels, test)
         if not isinstance(self.train, PairExamples):
             raise ViewError("Only pairs and samples can be relabelled; these examples are neither.")
-        towards = self._towards(self._live_tests()).mean(axis=1) if test is None else self._towards(self._place(test))[:, 0]
-        v = towards.reshape(len(self.checkpoint_weights), -1)
-        effects = {}
-        for label in labels:
-            known = self.train
-            rows = relabel_rows(known.samples, draws, label, known.outputs, known.loss, known.densities)
-            effects[label] = sum(weight * (row @ side) for weight, row, side in zip(self.checkpoint_weights, rows, v, strict=True))
+        towards = self.checkpoint_weights[:, None] * self._towards_one(test)
+        effects = {label: relabel_effect(self.train, draws, label, towards) for label in labels}
         return pd.DataFrame(effects, index=pd.Index(self.train.samples["id"], name="sample"))
+
+    def _towards_one(self, test: str | None) -> Array:
+        """v_c of a test, or in the mean over live tests: [C, n]."""
+        place: Rows = self._live_tests() if test is None else self._place(test)
+        return np.asarray(self._towards(place).mean(axis=1)).reshape(len(self.checkpoint_weights), -1)
 
     def _relabelled_samples(self, known: SampleExamples, labels: Sequence[int], test: str | None) -> pd.DataFrame:
         if known.cotangent == "label_logit" or not known.loss.is_of_label:
@@ -559,8 +559,7 @@ class View:
                     else "it meets numbers, not labels."
                 )
             )
-        place: Rows = self._live_tests() if test is None else self._place(test)
-        v = self._towards(place).mean(axis=1).reshape(len(self.checkpoint_weights), -1)
+        v = self._towards_one(test)
 
         def towards(examples: SampleExamples) -> Array:
             slopes = examples.coefficients()

@@ -10,16 +10,14 @@ checkpoints that were trained on the old label. GHM densities stay those of the 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import sparse
 
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.scores.examples import PairExamples
-from tracin_core.scores.losses import GhmTable, PairLoss
 
 Array = npt.NDArray[np.float64]
 PAIR_KEYS = ["first", "second"]
@@ -80,51 +78,34 @@ def _of(pairs: pd.DataFrame, places: Sequence[int]) -> pd.DataFrame:
     return pairs.loc[pairs[PAIR_KEYS].isin(list(places)).any(axis=1), [*PAIR_KEYS, "target"]]
 
 
-def relabel_rows(
-    samples: pd.DataFrame,
-    draws: pd.DataFrame,
-    label: int,
-    outputs: npt.NDArray[np.float32],
-    loss: PairLoss,
-    densities: tuple[GhmTable, ...],
-) -> list[sparse.csr_array]:
-    """r_new - r_old of every sample under this label, at each checkpoint: [n, n] each; the row of a sample that has the label is 0.
+def relabel_effect(known: PairExamples, draws: pd.DataFrame, label: int, towards: Array) -> Array:
+    """sum_c (r_new - r_old)^T v_c of every sample under this label: [n]; 0 for a sample that has the label.
 
     Args:
+        known: the pairs under their own labels.
         draws: the pairs of positions that the training drew from, equal labels included.
+        towards: w_c v_c, with v_c = K_c a_e' of a test (or their mean): [C, n].
     """
-    oriented = loss.name == "ghm_legacy"
+    oriented = known.loss.name == "ghm_legacy"
     ends = draws[PAIR_KEYS].to_numpy() if oriented else np.sort(draws[PAIR_KEYS].to_numpy(), axis=1)
     copies = draws["multiplicity"].to_numpy(dtype=float)
-    labels = samples["label"].to_numpy()
+    labels = known.samples["label"].to_numpy()
     old = np.sign(labels[ends[:, 0]] - labels[ends[:, 1]])
-    total = [sparse.csr_array((len(samples), len(samples))) for _ in outputs]
+    effect = np.zeros(len(labels))
     for side in (0, 1):
-        changed = labels.copy()[ends]
-        changed[:, side] = label
-        new = np.sign(changed[:, 0] - changed[:, 1])
+        other = labels[ends[:, 1 - side]]
+        new = np.sign(label - other) if side == 0 else np.sign(other - label)
         rows = np.flatnonzero(new != old)
-        before = _slopes(samples, ends[rows], old[rows], outputs, loss, densities, strangers=False)
-        after = _slopes(samples, ends[rows], new[rows], outputs, loss, densities, strangers=True)
-        difference = (after - before) * copies[rows]
-        place = np.tile(ends[rows, side], 2)
-        for c, values in enumerate(difference):
-            entries = (np.concatenate([values, -values]), (place, ends[rows].T.ravel()))
-            total[c] = total[c] + sparse.csr_array(entries, shape=(len(samples), len(samples)))
-    return total
+        here = ends[rows]
+        before = _slopes(known, here, old[rows], strangers=False)
+        after = _slopes(known, here, new[rows], strangers=True)
+        change = ((after - before) * (towards[:, here[:, 0]] - towards[:, here[:, 1]])).sum(axis=0)
+        effect += np.bincount(here[:, side], weights=change * copies[rows], minlength=len(labels))
+    return effect
 
 
-def _slopes(
-    samples: pd.DataFrame,
-    ends: npt.NDArray[np.int64],
-    target: npt.NDArray[np.int64],
-    outputs: npt.NDArray[np.float32],
-    loss: PairLoss,
-    densities: tuple[GhmTable, ...],
-    *,
-    strangers: bool,
-) -> Array:
+def _slopes(known: PairExamples, ends: npt.NDArray[np.int64], target: npt.NDArray[np.int64], *, strangers: bool) -> Array:
     """dL/ds_first of these pairs under these targets, 0 where the target is 0: no pair. [C, rows]."""
     table = pd.DataFrame({"first": ends[:, 0], "second": ends[:, 1], "target": np.where(target == 0, 1, target)})
-    examples = PairExamples(table, samples, outputs, loss, densities, np.full(len(table), strangers))
+    examples = replace(known, table=table, strangers=np.full(len(table), strangers), quantity="loss")
     return np.asarray(np.where(target == 0, 0.0, examples.derivatives))
