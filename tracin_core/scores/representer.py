@@ -1,0 +1,146 @@
+"""Representer points: a model's outputs as sums over its training examples, by a refit of the last layer.
+
+Yeh, Kim, Yen, Ravikumar 2018, arXiv 1811.09720. With the features h of the last linear layer and K_h[i,j] = h_i . h_j, the minimum of
+(1/N) sum_e L_e + lambda |W|^2 over that layer's weights W has
+
+    f(x) = sum_i alpha_i K_h[x,i],      alpha = -(1 / (2 lambda N)) sum_e multiplicity_e a_e,      N = sum_e multiplicity_e
+
+This holds at the minimum alone, and training does not end there: the layer is refitted on the kernel until it does. Newton's method solves
+r(K_h alpha) + 2 lambda N alpha = 0, r = sum_e multiplicity_e a_e, by steps of -(L K_h + 2 lambda N I)^-1 times the left side. What is then
+explained is the refitted model: hold its outputs against those of the trained one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+
+from tracin_core.errors import ViewError
+from tracin_core.scores.curvature import Array
+from tracin_core.scores.objectives import Objective
+
+HALVINGS = 40
+
+
+@dataclass(frozen=True)
+class Representers:
+    """The refitted last layer.
+
+    Attributes:
+        values: what one copy of each training example adds to each test output, [N, m]; times the multiplicities they add up to it.
+        alpha: [n].
+        train, test: outputs of the refitted model, [n] and [m].
+        residual: |r + 2 lambda N alpha| / (|r| + |2 lambda N alpha|): 0 at the minimum, 1 where nothing holds.
+        steps: of Newton's method.
+    """
+
+    values: Array
+    alpha: Array
+    train: Array
+    test: Array
+    residual: float
+    steps: int
+
+
+def representer_points(
+    train_train: npt.ArrayLike,
+    test_train: npt.ArrayLike,
+    objective: Objective,
+    *,
+    ridge: float,
+    multiplicity: npt.ArrayLike | None = None,
+    tolerance: float = 1e-10,
+    max_steps: int = 100,
+) -> Representers:
+    """The last layer is refitted and its outputs are sums over the training examples.
+
+    Args:
+        train_train, test_train: K_h, [n, n] and [m, n]; with a bias h has a 1 more, and the ridge holds the bias too. For k outputs per
+            sample `np.kron(K_h, np.eye(k))`, position i k + c.
+        ridge: lambda.
+        multiplicity: [N]; None: 1.
+        tolerance: of the residual.
+
+    Raises:
+        ViewError: the loss is not smooth and convex, the ridge is not above 0, the parts do not fit, or the refit did not converge.
+    """
+    objective.require_smooth()
+    if not 0 < ridge < np.inf:
+        raise ViewError(f"The ridge lambda is {ridge}; choose a finite number above 0: only the ridge ties outputs to examples.")
+    kernel, to_test = np.asarray(train_train, dtype=np.float64), np.asarray(test_train, dtype=np.float64)
+    copies = _copies(multiplicity, objective.examples)
+    _require_kernel(kernel, to_test, objective)
+    scale = 2 * ridge * float(copies.sum())
+    alpha, residual, steps = _refit(kernel, objective, copies, scale, tolerance, max_steps)
+    train = kernel @ alpha
+    values = -np.asarray(objective.derivatives(train) @ to_test.T) / scale
+    return Representers(values, alpha, train, to_test @ alpha, residual, steps)
+
+
+def _refit(
+    kernel: Array, objective: Objective, copies: Array, scale: float, tolerance: float, max_steps: int
+) -> tuple[Array, float, int]:
+    """alpha at the minimum, its residual, and how many steps led there."""
+    alpha = np.zeros(len(kernel))
+    for step in range(max_steps + 1):
+        pull = objective.pull((kernel @ alpha)[:, None], copies[:, None])[:, 0]
+        slope = pull + scale * alpha
+        residual = _relative(slope, pull, scale * alpha)
+        if residual <= tolerance:
+            return alpha, residual, step
+        if step == max_steps:
+            break
+        system = objective.curvature(kernel @ alpha, copies) @ kernel + scale * np.eye(len(kernel))
+        towards = -linalg.solve(system, slope, assume_a="gen")
+        size = _step_size(kernel, objective, copies, scale, alpha, towards, float(slope @ kernel @ towards))
+        if size == 0.0:
+            break
+        alpha = alpha + size * towards
+    raise ViewError(
+        f"The refit of the last layer stands at a residual of {residual:.2g} after {step} steps, above {tolerance:g}, so its outputs are "
+        f"no sums over the examples; choose a larger ridge than {scale / (2 * copies.sum()):g}."
+    )
+
+
+def _step_size(
+    kernel: Array, objective: Objective, copies: Array, scale: float, alpha: Array, towards: Array, descent: float
+) -> float:
+    """The first of 1, 1/2, 1/4, ... that lowers the loss enough (Armijo); 0 if none does."""
+
+    def total(at: Array) -> float:
+        outputs = kernel @ at
+        return float(copies @ objective.losses(outputs[:, None])[:, 0] + scale / 2 * (at @ outputs))
+
+    before = total(alpha)
+    rounding = 1e-13 * abs(before)  # near the minimum the loss no longer falls by what a number can show
+    for halving in range(HALVINGS):
+        size = 0.5**halving
+        if total(alpha + size * towards) <= before + 1e-4 * size * descent + rounding:
+            return size
+    return 0.0
+
+
+def _relative(slope: Array, pull: Array, hold: Array) -> float:
+    whole = float(np.linalg.norm(pull) + np.linalg.norm(hold))
+    return float(np.linalg.norm(slope)) / whole if whole else 0.0
+
+
+def _copies(multiplicity: npt.ArrayLike | None, examples: int) -> Array:
+    copies = np.ones(examples) if multiplicity is None else np.asarray(multiplicity, dtype=np.float64)
+    if copies.shape != (examples,) or not ((copies >= 0) & (copies < np.inf)).all() or not copies.any():
+        raise ViewError(
+            f"Multiplicities of shape {copies.shape} were given for {examples} examples; give each one of at least 0, and not all 0."
+        )
+    return copies
+
+
+def _require_kernel(kernel: Array, to_test: Array, objective: Objective) -> None:
+    size = objective.positions
+    if kernel.shape != (size, size) or to_test.ndim != 2 or to_test.shape[1] != size:
+        raise ViewError(
+            f"Kernels of shape {kernel.shape} and {to_test.shape} do not fit an objective of {size} positions; give [n, n] and [m, n] of "
+            f"the last layer."
+        )
+    if not (np.isfinite(kernel).all() and np.isfinite(to_test).all()):
+        raise ViewError("The last layer's kernel holds something that is not a finite number; leave that checkpoint out.")
