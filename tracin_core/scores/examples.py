@@ -106,7 +106,9 @@ class Examples(ABC):
             values[:, c] = weight * self.coefficients_at(c)
             columns[:, c] = ends + positions * c
         starts = shape[1] * shape[2] * np.arange(len(ends) + 1, dtype=kind)
-        return sparse.csr_array((values.ravel(), columns.ravel(), starts), shape=(len(ends), positions * len(weights)))
+        found = sparse.csr_array((values.ravel(), columns.ravel(), starts), shape=(len(ends), positions * len(weights)))
+        found.eliminate_zeros()  # half of a hinge's examples have no gradient
+        return found
 
     def coefficients_at(self, checkpoint: int) -> Array:
         """a of every example at one checkpoint: [N, E]."""

@@ -37,7 +37,7 @@ from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.scores import exclusions as rules
 from tracin_core.scores.examples import ALL, Cotangent, Examples, PairExamples, Rows, SampleExamples, TestQuantity, density_tables
 from tracin_core.scores.losses import GhmTable, PairLoss
-from tracin_core.scores.relabel import relabel_effect
+from tracin_core.scores.relabel import relabel_effects
 from tracin_core.scores.sample_losses import SampleLoss
 
 Array = npt.NDArray[np.float64]
@@ -541,8 +541,8 @@ class View:
         if not isinstance(self.train, PairExamples):
             raise ViewError("Only pairs and samples can be relabelled; these examples are neither.")
         towards = self.checkpoint_weights[:, None] * self._towards_one(test)
-        effects = {label: relabel_effect(self.train, draws, label, towards) for label in labels}
-        return pd.DataFrame(effects, index=pd.Index(self.train.samples["id"], name="sample"))
+        effects = relabel_effects(self.train, draws, labels, towards)
+        return pd.DataFrame(effects, index=pd.Index(self.train.samples["id"], name="sample"), columns=list(labels))
 
     def _towards_one(self, test: str | None) -> Array:
         """v_c of a test, or in the mean over live tests: [C, n]."""
@@ -707,7 +707,9 @@ class View:
 
     def _harm(self, rows: npt.NDArray[np.int64], tests: Rows, towards: Array) -> Array:
         """The measure of these rows on these tests, 0 where it is undefined."""
-        dot = np.asarray(self._incidence[rows] @ towards)
+        every = len(rows) == len(self.train) and bool((np.diff(rows) > 0).all())
+        incidence = self._incidence if every else self._incidence[rows]
+        dot = np.asarray(incidence @ towards)
         if self.measure == "dot":
             return dot
         measured = self._measured(tests, dot, rows)

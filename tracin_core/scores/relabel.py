@@ -78,8 +78,8 @@ def _of(pairs: pd.DataFrame, places: Sequence[int]) -> pd.DataFrame:
     return pairs.loc[pairs[PAIR_KEYS].isin(list(places)).any(axis=1), [*PAIR_KEYS, "target"]]
 
 
-def relabel_effect(known: PairExamples, draws: pd.DataFrame, label: int, towards: Array) -> Array:
-    """sum_c (r_new - r_old)^T v_c of every sample under this label: [n]; 0 for a sample that has the label.
+def relabel_effects(known: PairExamples, draws: pd.DataFrame, labels: Sequence[int], towards: Array) -> Array:
+    """sum_c (r_new - r_old)^T v_c of every sample under every one of these labels: [n, labels]; 0 at the label that a sample has.
 
     Args:
         known: the pairs under their own labels.
@@ -89,19 +89,18 @@ def relabel_effect(known: PairExamples, draws: pd.DataFrame, label: int, towards
     oriented = known.loss.name == "ghm_legacy"
     ends = draws[PAIR_KEYS].to_numpy() if oriented else np.sort(draws[PAIR_KEYS].to_numpy(), axis=1)
     copies = draws["multiplicity"].to_numpy(dtype=float)
-    labels = known.samples["label"].to_numpy()
-    old = np.sign(labels[ends[:, 0]] - labels[ends[:, 1]])
-    effect = np.zeros(len(labels))
-    for side in (0, 1):
-        other = labels[ends[:, 1 - side]]
-        new = np.sign(label - other) if side == 0 else np.sign(other - label)
-        rows = np.flatnonzero(new != old)
-        here = ends[rows]
-        before = _slopes(known, here, old[rows], strangers=False)
-        after = _slopes(known, here, new[rows], strangers=True)
+    own, others = known.samples["label"].to_numpy(), np.asarray(labels)
+    old = np.sign(own[ends[:, 0]] - own[ends[:, 1]])
+    effect = np.zeros(len(own) * len(others))
+    for side, sign in ((0, 1), (1, -1)):
+        new = sign * np.sign(others[:, None] - own[ends[:, 1 - side]])
+        label, row = np.nonzero(new != old)
+        here = ends[row]
+        before = _slopes(known, here, old[row], strangers=False)
+        after = _slopes(known, here, new[label, row], strangers=True)
         change = ((after - before) * (towards[:, here[:, 0]] - towards[:, here[:, 1]])).sum(axis=0)
-        effect += np.bincount(here[:, side], weights=change * copies[rows], minlength=len(labels))
-    return effect
+        effect += np.bincount(here[:, side] * len(others) + label, weights=change * copies[row], minlength=effect.size)
+    return effect.reshape(len(own), len(others))
 
 
 def _slopes(known: PairExamples, ends: npt.NDArray[np.int64], target: npt.NDArray[np.int64], *, strangers: bool) -> Array:
