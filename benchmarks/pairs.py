@@ -46,8 +46,9 @@ from tracin_core.engine.training import train_ranker
 from tracin_core.errors import TracInError
 from tracin_core.recipe import ModelSection, SplitSection
 from tracin_core.records.checkpoint_files import epoch_of, list_checkpoints
-from tracin_core.scores.influence import Kernels, View
+from tracin_core.scores.influence import Kernels
 from tracin_core.scores.losses import PairLoss
+from tracin_core.scores.view import View
 
 MATERIAL, FREQUENCY, PREFIX = "box", "1000hz", "model_epoch_"
 CAPTUM_BATCHES = (1, 4, 16)

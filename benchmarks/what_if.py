@@ -20,8 +20,9 @@ import pandas as pd
 from common import report
 
 from tracin_core.data.samples import all_pairs, every_draw, stratified_pairs
-from tracin_core.scores.influence import Kernels, View
+from tracin_core.scores.influence import Kernels
 from tracin_core.scores.losses import PairLoss, pair_derivative
+from tracin_core.scores.view import View
 
 CHECKPOINTS, CLASSES, PARAMETERS, MARGIN = 6, 6, 40, 10.0
 Side = tuple[pd.DataFrame, np.ndarray, np.ndarray]  # samples, output gradients [C, n, P], outputs [C, n]

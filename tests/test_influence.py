@@ -16,10 +16,11 @@ from tracin_core.data.samples import all_pairs, pair_table
 from tracin_core.errors import ExclusionError, NotFoundError, ViewError
 from tracin_core.recipe import LossName
 from tracin_core.scores import exclusions as rules
-from tracin_core.scores import influence
+from tracin_core.scores import influence, selection
 from tracin_core.scores.exclusions import choose_pairs
-from tracin_core.scores.influence import Kernels, View, percentiles
+from tracin_core.scores.influence import Kernels, percentiles
 from tracin_core.scores.losses import PairLoss, ghm_table, ghm_weights, pair_derivative, pair_loss
+from tracin_core.scores.view import View
 
 FLOAT64 = {"rtol": 1e-10, "atol": 1e-9}  # sums of a few hundred products of about 10
 FLOAT32 = {"rtol": 2e-4, "atol": 2e-4}  # kernels are stored in float32
@@ -569,6 +570,7 @@ def test_all_influences_above_the_budget_are_refused_with_their_size(monkeypatch
     monkeypatch.setattr(influence, "CELL_BUDGET", 100)
     monkeypatch.setattr(influence, "BLOCK_CELLS", 10)  # as many blocks as can be
     monkeypatch.setattr(rules, "BLOCK_CELLS", 10)
+    monkeypatch.setattr(selection, "BLOCK_CELLS", 10)
     view = make_case(13).view()
     for ask in (view.influence, lambda: view.threshold_at(quantile=0.1), make_case(13).view(measure="rank").exclusions):
         with pytest.raises(ViewError, match=r"16 x 8 = 128 numbers, more than 100.*view\.blocks"):

@@ -12,9 +12,9 @@ from test_influence import CASES, FEW, FLOAT64, SETTINGS, TRAIN, Case, make_case
 
 from tracin_core.data.samples import every_draw, listed_draws, pairs_of, random_draws
 from tracin_core.errors import NotFoundError, UnknownSampleError, ViewError
-from tracin_core.scores.influence import View
 from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.relabel import rebuilt, relabel_counts, relabelled
+from tracin_core.scores.view import View
 
 CLASSES = {0: 0, 1: 36, 2: 72}
 

@@ -12,8 +12,9 @@ from tracin_core.engine.classification import logit_cotangent, output_kernel_by_
 from tracin_core.engine.kernel import model_outputs, tangent_kernel_by_layer
 from tracin_core.errors import OutputShapeError, ViewError
 from tracin_core.scores.examples import Cotangent
-from tracin_core.scores.influence import Kernels, View, block_self_influence
+from tracin_core.scores.influence import Kernels, block_self_influence
 from tracin_core.scores.sample_losses import SampleLoss, sample_derivative
+from tracin_core.scores.view import View
 
 FLOAT32 = {"rtol": 2e-5, "atol": 2e-5}  # kernels are stored in float32
 CLASSES, TRAIN, TEST, CHECKPOINTS = 3, 7, 4, 2

@@ -13,7 +13,7 @@ from pages.shared.i18n import t
 from pages.shared.session import plain
 from tracin_core.records.runs import Run
 from tracin_core.scores.exclusions import PairMode
-from tracin_core.scores.influence import View
+from tracin_core.scores.view import View
 
 MODES: Final[tuple[PairMode, ...]] = ("ranking_pair", "full_pair", "sample")
 MUCH: Final = 0.25  # of the training pairs; removing more deserves a warning

@@ -13,7 +13,7 @@ from pages.shared.i18n import t
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace, open_workspace
-from tracin_core.scores.influence import View
+from tracin_core.scores.view import View
 
 T = TypeVar("T")
 

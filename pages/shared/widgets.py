@@ -20,7 +20,8 @@ from pages.shared.session import plain
 from tracin_core.errors import JobFailedError, TracInError
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
-from tracin_core.scores.influence import View, top_share
+from tracin_core.scores.influence import top_share
+from tracin_core.scores.view import View
 
 log = logging.getLogger(__name__)
 HERE: Final = Path(__file__).parent

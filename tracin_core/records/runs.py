@@ -17,9 +17,10 @@ from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.recipe import LossName, Recipe
 from tracin_core.records.store import BlockKey, BlockStore, digest_of
 from tracin_core.scores.examples import TestQuantity
-from tracin_core.scores.influence import Kernels, Measure, View
+from tracin_core.scores.influence import Kernels, Measure
 from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.relabel import RelabelCounts, rebuilt, relabel_counts, relabelled
+from tracin_core.scores.view import View
 from tracin_core.scores.weights import CheckpointWeights, Weights, checkpoint_weights
 
 PairUniverse = Literal["all", "drawn"] | Sequence[tuple[str, str]]

@@ -94,7 +94,7 @@ class Descent:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_sgd(self.optimizer)
+        require_sgd(self.optimizer)
         rates = np.asarray(self.learning_rates, dtype=np.float64)
         object.__setattr__(self, "learning_rates", rates)
         if rates.ndim != 1 or not rates.size:
@@ -122,7 +122,8 @@ class Descent:
             yield float(rate), ALL if self.batches is None else np.asarray(self.batches[step], dtype=np.int64)
 
 
-def _require_sgd(optimizer: str | None) -> None:
+def require_sgd(optimizer: str | None) -> None:
+    """Raises ViewError unless SGD trained the run."""
     if optimizer is None:
         raise ViewError("The checkpoints do not say which optimiser trained them, and only SGD can be replayed; say SGD if it was.")
     if optimizer.lower() != "sgd":
