@@ -16,12 +16,13 @@ from tracin_core.data.samples import all_pairs, every_draw, listed_draws, pairs_
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.recipe import LossName, Recipe
 from tracin_core.records.store import BlockKey, BlockStore, digest_of
+from tracin_core.scores.comparison import DEFAULT_RIDGE, Methods, Training
 from tracin_core.scores.examples import TestQuantity
 from tracin_core.scores.influence import Kernels, Measure
 from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.relabel import RelabelCounts, rebuilt, relabel_counts, relabelled
 from tracin_core.scores.view import View
-from tracin_core.scores.weights import CheckpointWeights, Weights, checkpoint_weights
+from tracin_core.scores.weights import CheckpointWeights, Weights, checkpoint_weights, rate_sums
 
 PairUniverse = Literal["all", "drawn"] | Sequence[tuple[str, str]]
 SAMPLE_TYPES: dict[str, Any] = {
@@ -363,16 +364,55 @@ class Run:
             ViewError: as `scores.weights.checkpoint_weights`.
         """
         rows = self._rows(self.summed_epochs if checkpoints is None else list(checkpoints))
-        labels, draws = self.splits["train"]["label"].to_numpy(), self.trained_draws
-        different = labels[draws["first"]] != labels[draws["second"]]
-        examples = int(draws["multiplicity"].to_numpy()[different].sum())
         table = pd.DataFrame([self.manifest.checkpoints[row] for row in rows])
-        return checkpoint_weights(weights, table, examples=examples, half_life=half_life)
+        return checkpoint_weights(weights, table, examples=self._trained_examples, half_life=half_life)
 
     @staticmethod
     def _pairs(samples: pd.DataFrame, draws: pd.DataFrame, loss: PairLoss) -> pd.DataFrame:
         """Under `ghm_legacy` a pair keeps the orientation in which it was drawn."""
         return pairs_of(samples, draws, oriented=loss.name == "ghm_legacy")
+
+    def methods(
+        self, *, curvature: str | None = None, delta: float = 1.0, ridge: float = DEFAULT_RIDGE, seed: int = 0, **settings: Any
+    ) -> Methods:
+        """Every attribution method on the view of these settings, from the same kernels (`scores/comparison.py`).
+
+        Raises:
+            ViewError, NotFoundError, UnknownSampleError: as `view`; or a damping that is not above 0.
+        """
+        last = self.view(**{**settings, "layers": [self.layers[-1]]}) if len(self.layers) > 1 else None
+        view = self.view(**settings)
+        return Methods(view, self.training, curvature=curvature, delta=delta, ridge=ridge, last_layer=last, seed=seed)
+
+    @cached_property
+    def training(self) -> Training:
+        """What the checkpoints tell of the training that they are of."""
+        table = pd.DataFrame(list(self.manifest.checkpoints))
+        arguments = self.manifest.checkpoints[-1].get("arguments") or {}
+        batch, examples = arguments.get("batch_size"), self._trained_examples
+        try:
+            sums, missing = rate_sums(table, examples)[0], "" if batch else "the checkpoints record no batch size."
+        except ViewError as refusal:
+            sums, missing = None, str(refusal)
+        return Training(
+            epochs=tuple(int(epoch) for epoch in table["epoch"]),
+            train_outputs=self.kernels.train_outputs,
+            test_outputs=self.kernels.test_outputs,
+            rate_sums=sums,
+            steps_per_epoch=-(-examples // int(batch)) if batch else None,
+            examples=examples,
+            optimizer=table["optimizer"].iloc[-1],
+            momentum=float(arguments.get("momentum") or 0.0),
+            weight_decay=float(arguments.get("weight_decay") or 0.0),
+            missing=missing,
+        )
+
+    @cached_property
+    def _trained_examples(self) -> int:
+        """How many pairs an epoch of the training went through, drawn copies counted."""
+        labels, draws = self.splits["train"]["label"].to_numpy(), self.trained_draws
+        different = labels[draws["first"]] != labels[draws["second"]]
+        return int(draws["multiplicity"].to_numpy()[different].sum())
 
     def _rows(self, epochs: Sequence[int]) -> list[int]:
         known = [int(epoch) for epoch in self.checkpoints["epoch"]]

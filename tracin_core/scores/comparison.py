@@ -1,0 +1,491 @@
+"""Every attribution method on one view: the same kernels, outputs and examples, so that methods can be held against each other.
+
+`methods` says what each is and cites it; here each meets a run. What one cannot answer for this run is a reason in words, not a number.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import sparse
+
+from tracin_core.errors import ViewError
+from tracin_core.scores import curvature as curved
+from tracin_core.scores import methods as known
+from tracin_core.scores import retraining as replays
+from tracin_core.scores.curvature import CurvedKernel, Kernel, NoCurvature
+from tracin_core.scores.damping import DELTAS, DampingChoice, best_by_linearised_retraining
+from tracin_core.scores.examples import PairExamples, SampleExamples
+from tracin_core.scores.influence import SummedKernels
+from tracin_core.scores.objectives import Objective, PairObjective, SampleObjective, pair_rows
+from tracin_core.scores.representer import Representers, representer_points
+from tracin_core.scores.view import View
+
+Array = npt.NDArray[np.float64]
+DEFAULT_RIDGE: Final = 1e-3
+REPLAYED_PAIRS: Final = 3_000  # leaving out more examples one by one takes minutes; samples are left out in milliseconds
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is known of the training that the checkpoints are of: more than a view holds.
+
+    Args:
+        epochs, train_outputs, test_outputs: of every checkpoint, also of those that a view leaves out.
+        rate_sums: the sum of the learning rate over all steps up to each checkpoint, [C]; None: not known, and `missing` says why.
+        steps_per_epoch: None: not known.
+        examples: N, how many examples an epoch goes through.
+        optimizer: SGD, Adam, or None where the checkpoints do not show it.
+    """
+
+    epochs: tuple[int, ...]
+    train_outputs: npt.NDArray[Any]
+    test_outputs: npt.NDArray[Any]
+    rate_sums: Array | None
+    steps_per_epoch: int | None
+    examples: int
+    optimizer: str | None
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    missing: str = ""
+
+    def descent(self) -> replays.Descent:
+        """The steps of the training: between two checkpoints all at the mean rate of that gap.
+
+        Raises:
+            ViewError: the optimiser is not SGD, or steps and rates are not known.
+        """
+        if self.rate_sums is None or self.steps_per_epoch is None:
+            raise ViewError(f"The training cannot be replayed: {self.missing}")
+        epochs = np.append(0, self.epochs)
+        sums = np.append(0.0, self.rate_sums)
+        steps = np.diff(epochs) * self.steps_per_epoch
+        rates = np.divide(np.diff(sums), steps, out=np.zeros(len(steps)), where=steps > 0)
+        return replays.Descent(np.repeat(rates, steps), self.optimizer, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def start(self) -> replays.Start:
+        """The outputs at epoch 0.
+
+        Raises:
+            ViewError: no checkpoint is of epoch 0.
+        """
+        return replays.Start.of(self.epochs, self.train_outputs, self.test_outputs)
+
+
+class Methods:
+    """The methods of `methods.METHODS` on one view.
+
+    Args:
+        curvature: of pairs: gauss_newton, fisher, softplus or all_pairs; None: gauss_newton where the loss has it, else fisher.
+        delta: the relative damping of everything curved.
+        ridge: of the refitted last layer.
+        last_layer: the view of the last layer group alone; None: the run keeps none.
+        seed: of the random baseline.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        training: Training,
+        *,
+        curvature: str | None = None,
+        delta: float = 1.0,
+        ridge: float = DEFAULT_RIDGE,
+        last_layer: View | None = None,
+        seed: int = 0,
+    ) -> None:
+        curved.require_positive("relative damping delta", delta)
+        self.view, self.training = view, training
+        self.curvature, self.delta, self.ridge, self.seed = curvature, delta, ridge, seed
+        self._last_layer = last_layer
+
+    # ---- questions ----------------------------------------------------------------------------------------------------------
+
+    def self_influence(self, name: str) -> Array:
+        """The method's one score per training example, higher = more suspect: its self-influence, or a baseline's score: [N].
+
+        Raises:
+            ViewError: no such method, it defines no such score, or this run lacks what it needs.
+        """
+        if "self_influence" not in known.method(name).defines:
+            raise ViewError(f"The method {name} has no self-influence; choose from {', '.join(self._defining('self_influence'))}.")
+        return self._own[name]()
+
+    def influence(self, name: str, test: str) -> Array:
+        """The method's score of every training example on one test: [N]; positive: removing the example raises the test's loss.
+
+        Raises:
+            NotFoundError: no such test.
+            ViewError: as `self_influence`.
+        """
+        if "influence" not in known.method(name).defines:
+            raise ViewError(f"The method {name} has no influence on a test; choose from {', '.join(self._defining('influence'))}.")
+        return self._towards[name](test)
+
+    def available(self) -> pd.DataFrame:
+        """One row per method: method, paper, answers, means_nothing, self_influence, influence (bool), and why_not in words.
+
+        Whether it can be answered is tried, not guessed, on the first test; of a replay, which takes its time, all that it needs is.
+        """
+        test = str(self.view.test_pairs["id"].iloc[0])
+        rows = []
+        for name, entry in known.METHODS.items():
+            asked: dict[str, Callable[[], object]] = {
+                "self_influence": partial(self.self_influence, name),
+                "influence": partial(self.influence, name, test),
+            }
+            if name == "linearised_retraining":
+                asked = dict.fromkeys(asked, self._require_replay)
+            refusals = {score: _refusal(asked[score]) for score in entry.defines}
+            rows.append(
+                {
+                    "method": name,
+                    "paper": entry.paper,
+                    "answers": entry.answers,
+                    "means_nothing": entry.means_nothing,
+                    **{score: score in refusals and not refusals[score] for score in asked},
+                    "why_not": " ".join(sorted({told for told in refusals.values() if told})),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def compare(self, test: str | None = None) -> pd.DataFrame:
+        """Every score that this run has, side by side: one row per training example, one column per method.
+
+        Args:
+            test: influences on this test; None: self-influences and baselines.
+        """
+        score = "self_influence" if test is None else "influence"
+        columns: dict[str, Array] = {}
+        for name in self._defining(score):
+            try:
+                columns[name] = self.self_influence(name) if test is None else self.influence(name, test)
+            except ViewError:
+                continue  # told by `available`
+        return pd.DataFrame(columns, index=pd.Index(self.view.train_pairs["id"], name=self.view.train.noun))
+
+    def agreement(self, test: str | None = None) -> pd.DataFrame:
+        """Spearman's correlation between every two methods, over the examples that both score: methods x methods."""
+        return self.compare(test).corr(method="spearman")
+
+    def _defining(self, score: str) -> list[str]:
+        return [name for name, entry in known.METHODS.items() if score in entry.defines]
+
+    # ---- maps of the kernel -------------------------------------------------------------------------------------------------
+
+    def mapped(self, name: str) -> View:
+        """The view on what the method makes of the kernels: every list, roll-up and rule then runs on it unchanged.
+
+        Raises:
+            ViewError: the method is no map of kernels, or this run lacks what it needs.
+        """
+        if name not in self._maps:
+            raise ViewError(f"The method {name} is no map of kernels; choose from {', '.join(self._maps)}.")
+        if name not in self._mapped:
+            if name == "tracin":
+                self._mapped[name] = self.view
+            else:
+                count = len(self.view.checkpoint_weights)
+                stacked = self._maps[name]().stacked(count)
+                kernels = SummedKernels(*(np.stack([getattr(k, part) for k in stacked]) for part in PARTS))
+                self._mapped[name] = self.view.mapped(lambda _view, _kernels: kernels, checkpoint_weights=np.ones(count))
+        return self._mapped[name]
+
+    @cached_property
+    def _mapped(self) -> dict[str, View]:
+        return {}
+
+    @property
+    def _maps(self) -> dict[str, Callable[[], known.Mapped]]:
+        return {
+            "tracin": lambda: known.tracin(self._kernels, self.view.checkpoint_weights),
+            "last_checkpoint": lambda: known.last_checkpoint(self._kernels),
+            "curvature": lambda: known.curvature_mean(self.decomposed, self.delta),
+            "training_time": self._training_time,
+        }
+
+    @cached_property
+    def _kernels(self) -> list[Kernel]:
+        kernels = self.view.kernels
+        return [Kernel(*(getattr(kernels, part)[c] for part in PARTS)) for c in range(len(self.view.checkpoint_weights))]
+
+    @cached_property
+    def decomposed(self) -> list[CurvedKernel | NoCurvature]:
+        """The slider form at each checkpoint: eigendecompositions once, then any damping."""
+        return [curved.decompose(kernel, self.curvature_at(c)) for c, kernel in enumerate(self._kernels)]
+
+    def curvature_at(self, checkpoint: int) -> Array:
+        """L over the positions of the training side at a checkpoint.
+
+        Raises:
+            ViewError: the loss has no curvature of this name.
+        """
+        train = self.view.train
+        copies = train.multiplicity
+        if isinstance(train, PairExamples):
+            outputs = train.outputs[checkpoint]
+            ends = outputs[train.ends[:, 0]], outputs[train.ends[:, 1]], train.table["target"].to_numpy()
+            name = self.curvature or curved.default_pair_curvature(train.loss)
+            h = curved.pair_curvature(name, train.loss, *ends, train.weights[checkpoint])
+            return curved.pair_laplacian(train.ends[:, 0], train.ends[:, 1], h, train.positions, copies)
+        if self.curvature == "fisher" or (isinstance(train, SampleExamples) and train.cotangent == "label_logit"):
+            return curved.fisher_curvature(self._rows(checkpoint), copies)
+        if self.curvature not in (None, "gauss_newton"):
+            raise ViewError(f"Samples have no curvature '{self.curvature}'; choose gauss_newton or fisher.")
+        return self._objective(checkpoint).curvature(np.asarray(self._outputs_at(checkpoint), dtype=float), copies.astype(float))
+
+    def _outputs_at(self, checkpoint: int) -> npt.NDArray[Any]:
+        train = self.view.train
+        if not isinstance(train, (PairExamples, SampleExamples)):
+            raise ViewError("These examples are neither pairs nor samples, and their outputs are not known.")
+        return np.asarray(train.outputs[checkpoint]).ravel()
+
+    def _rows(self, checkpoint: int) -> Any:
+        """a of every training example at one checkpoint: sparse [N, positions]."""
+        weights = np.zeros(len(self.view.checkpoint_weights))
+        weights[checkpoint] = 1.0
+        positions = self.view.train.positions
+        return self.view.train.incidence(weights, positions)[:, checkpoint * positions : (checkpoint + 1) * positions]
+
+    def _training_time(self) -> known.Mapped:
+        training = self.training
+        if training.rate_sums is None:
+            raise ViewError(f"The time of the training is not known: {training.missing}")
+        replays.require_sgd(training.optimizer)
+        tau = float(training.rate_sums[-1]) / (1 - training.momentum)
+        return known.training_time_mean(self._kernels, self.decomposed, tau, training.examples)
+
+    def choose_damping(self, deltas: Sequence[float] = DELTAS) -> DampingChoice:
+        """The delta whose influences of samples agree best with linearised retraining without each of them; no retraining is needed.
+
+        Raises:
+            ViewError: the training cannot be replayed, or nothing is curved.
+        """
+        predicted = self.sample_rise()
+        live = ~self.view.dead_tests
+
+        def scores(delta: float) -> Array:
+            chosen = Methods(self.view, self.training, curvature=self.curvature, delta=delta)
+            chosen.__dict__["decomposed"] = self.decomposed
+            return chosen.mapped("curvature").sample_influence()[:, live]
+
+        return best_by_linearised_retraining(scores, predicted[:, live], deltas=deltas)
+
+    # ---- self-influences and influences -------------------------------------------------------------------------------------
+
+    @property
+    def _own(self) -> dict[str, Callable[[], Array]]:
+        losses = self.view.train.losses
+        return {
+            **{name: partial(self._mapped_own, name) for name in self._maps},
+            "trak": self._trak_own,
+            "linearised_retraining": self._replayed_own,
+            "last_loss": lambda: known.last_loss(losses),
+            "mean_loss": lambda: known.mean_loss(losses),
+            "random": lambda: known.random_scores(len(self.view.train), self.seed),
+        }
+
+    @property
+    def _towards(self) -> dict[str, Callable[[str], Array]]:
+        return {
+            **{name: partial(self._mapped_influence, name) for name in self._maps},
+            "cosine": lambda test: self._ratio("tracin", test, "cosine"),
+            "l_relatif": lambda test: self._ratio("curvature", test, "relative"),
+            "theta_relatif": self._theta_relatif,
+            "trak": self._trak,
+            "linearised_retraining": self._replayed,
+            "representer_points": self._representer,
+        }
+
+    def _mapped_own(self, name: str) -> Array:
+        return self.mapped(name).self_influence()
+
+    def _mapped_influence(self, name: str, test: str) -> Array:
+        return self.mapped(name).influence(test)
+
+    def _ratio(self, name: str, test: str, kind: str) -> Array:
+        view = self.mapped(name)
+        place = slice(view.test_row(test), view.test_row(test) + 1)
+        dot, own = view.influence(test)[:, None], view.self_influence()
+        if kind == "relative":
+            return known.l_relatif(dot, own)[:, 0]
+        return known.cosine(dot, own, view.test_self_influence()[place])[:, 0]
+
+    def _theta_relatif(self, test: str) -> Array:
+        rows = [self._rows(c) for c in range(len(self._kernels))]
+        return known.theta_relatif(self.mapped("curvature").influence(test)[:, None], self.decomposed, rows, self.delta)[:, 0]
+
+    # ---- TRAK ---------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _trak_parts(self) -> tuple[known.Mapped, Any, Array]:
+        """K_mu of the margins' own Laplacian, the margins of the training examples, and 1 - p of each: -dL/df."""
+        b = self._margins(self.view.train)
+        laplacian = curved.fisher_curvature(b, self.view.train.multiplicity)
+        states = [curved.decompose(kernel, laplacian) for kernel in self._kernels]
+        slopes = np.abs(self.view.train.derivatives)
+        return known.curvature_mean(states, self.delta), b, slopes
+
+    def _margins(self, examples: Any) -> Any:
+        """df/d(output) of each example, f its margin: sparse [N, positions]."""
+        if isinstance(examples, PairExamples):
+            target = examples.table["target"].to_numpy(dtype=float)
+            return pair_rows(examples.ends[:, 0], examples.ends[:, 1], target, examples.positions)
+        if isinstance(examples, SampleExamples) and examples.cotangent == "label_logit":
+            return sparse.eye_array(len(examples), format="csr")
+        raise ViewError(
+            "TRAK is about a margin: that of a pair, or logit(p_y) of a sample. Compute a run of ranking, or one that keeps the "
+            "kernel of logit(p_y)."
+        )
+
+    def _trak(self, test: str) -> Array:
+        mapped, b, slopes = self._trak_parts
+        row = self.view.test_row(test)
+        return known.trak(mapped, b, self._margins(self.view.test)[[row]], slopes)[:, 0]
+
+    def _trak_own(self) -> Array:
+        mapped, b, slopes = self._trak_parts
+        mean_slope = slopes[list(mapped.places)].mean(axis=0)
+        return np.asarray(known.self_influence(mapped, [b] * (max(mapped.places) + 1)) * mean_slope)
+
+    # ---- linearised retraining ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _middle(self) -> int:
+        """The checkpoint whose kernel stands for the run: the middle of the view's."""
+        return len(self.view.checkpoint_weights) // 2
+
+    def _objective(self, checkpoint: int) -> Objective:
+        train = self.view.train
+        if isinstance(train, PairExamples):
+            weights = train.weights[checkpoint] if train.loss.is_ghm else None
+            first, second = train.ends.T
+            return PairObjective(train.loss, first, second, train.table["target"].to_numpy(), train.positions, weights)
+        if isinstance(train, SampleExamples) and train.cotangent != "label_logit":
+            outputs = 1 if train.cotangent == "score" else train.outputs.shape[2]
+            return SampleObjective(train.loss, train.targets, outputs)
+        raise ViewError(
+            "The kernel of logit(p_y) follows the output of each sample's own label alone, which is not enough to replay a training; "
+            "compute a run that keeps all outputs."
+        )
+
+    def _require_replay(self) -> None:
+        self.training.start()
+        self.training.descent()
+        self._objective(self._middle)
+        self._require_few()
+
+    def _require_few(self) -> None:
+        count = len(self.view.train)
+        if count > REPLAYED_PAIRS:
+            raise ViewError(
+                f"Leaving out each of {count:,} examples in turn would replay the training {count:,} times; ask for samples "
+                f"(`sample_rise`), or preview a list."
+            )
+
+    def _change(self, excluded: Any) -> replays.Change:
+        middle, copies = self._middle, self.view.train.multiplicity.astype(float)
+        return replays.predicted_change(
+            self._kernels[middle], self.training.start(), self._objective(middle), self.training.descent(), excluded, copies
+        )
+
+    def _test_losses(self, outputs: Array) -> Array:
+        """The test quantity of each test at replayed outputs [m, R]: [M, R]."""
+        test = self.view.test
+        if isinstance(test, PairExamples):
+            weights = test.weights[self._middle] if test.loss.is_ghm else None
+            first, second = test.ends.T
+            target = test.table["target"].to_numpy()
+            if test.quantity == "score_difference":
+                return np.asarray(-target[:, None] * (outputs[first] - outputs[second]))
+            return PairObjective(test.loss, first, second, target, test.positions, weights).losses(outputs)
+        if isinstance(test, SampleExamples):
+            k = 1 if test.cotangent == "score" else test.outputs.shape[2]
+            return SampleObjective(test.loss, test.targets, k).losses(outputs)
+        raise ViewError("These test examples are neither pairs nor samples.")
+
+    def sample_rise(self) -> Array:
+        """By how much the loss of each test would rise if each training sample were left out of the whole training: [n, M].
+
+        Raises:
+            ViewError: the training cannot be replayed.
+        """
+        return self._sample_rise.copy()
+
+    @cached_property
+    def _sample_rise(self) -> Array:
+        change = self._change(replays.leave_out_samples(self._objective(self._middle)))
+        return replays.predicted_rise(change, self._test_losses)
+
+    def preview(self, removed: npt.NDArray[np.bool_]) -> pd.DataFrame:
+        """What a training without these examples is predicted to do to each test: id, loss, loss_without, rise. A preview, no evidence.
+
+        Args:
+            removed: [N], as `View.removed` gives for an exclusion list.
+
+        Raises:
+            ViewError: the training cannot be replayed, or nothing would be left of it.
+        """
+        if removed.shape != (len(self.view.train),):
+            raise ViewError(f"One value is needed for each of {len(self.view.train)} training examples, not {removed.shape}.")
+        change = self._change(sparse.csr_array(removed[None].astype(float)))
+        before = self._test_losses(change.baseline.test)[:, 0]
+        after = self._test_losses(change.baseline.test + change.test)[:, 0]
+        return pd.DataFrame({"id": self.view.test_pairs["id"], "loss": before, "loss_without": after, "rise": after - before})
+
+    @cached_property
+    def _example_change(self) -> replays.Change:
+        self._require_few()
+        count = len(self.view.train)
+        return self._change(replays.leave_out_examples(count, np.arange(count)))
+
+    def _replayed(self, test: str) -> Array:
+        row = self.view.test_row(test)
+        rise = replays.predicted_rise(self._example_change, lambda outputs: self._test_losses(outputs)[[row]])
+        return rise[:, 0]
+
+    def _replayed_own(self) -> Array:
+        rows = np.arange(len(self.view.train))
+        return replays.own_rise(self._example_change, self._objective(self._middle), rows)
+
+    # ---- representer points -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def representers(self) -> Representers:
+        """The last layer, refitted on its kernel at the last checkpoint.
+
+        Raises:
+            ViewError: the run keeps no last layer group, or as `representer.representer_points`.
+        """
+        if self._last_layer is None:
+            raise ViewError("This run keeps no kernel of the last layer apart; compute it with its layer groups.")
+        kernels = self._last_layer.kernels
+        objective = self._objective(len(kernels.train_train) - 1)
+        copies = self.view.train.multiplicity
+        return representer_points(kernels.train_train[-1], kernels.test_train[-1], objective, ridge=self.ridge, multiplicity=copies)
+
+    def _representer(self, test: str) -> Array:
+        """What each training example takes off the test quantity's margin: that of a pair is the difference of its two outputs."""
+        view, values = self.view, self.representers.values
+        row = view.test_row(test)
+        if isinstance(view.test, PairExamples):
+            first, second = view.test.ends[row]
+            return np.asarray(view.test.table["target"].to_numpy()[row] * (values[:, first] - values[:, second]))
+        if isinstance(view.test, SampleExamples) and view.test.cotangent == "score":
+            return np.asarray(values[:, row])
+        raise ViewError("Representer points of several outputs need the features of the last layer; compute a run of one output.")
+
+
+PARTS: Final = ("train_train", "test_train", "test_test")
+
+
+def _refusal(ask: Callable[[], Any]) -> str:
+    try:
+        ask()
+    except ViewError as refusal:
+        return str(refusal)
+    return ""
