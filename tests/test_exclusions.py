@@ -199,6 +199,35 @@ def test_a_sweep_of_samples_counts_the_pairs_that_go_with_them(table: list[list[
     assert sweep.counts(-0.5).iloc[0].tolist() == [-0.5, len(gone), len(out)]
 
 
+@settings(deadline=None, max_examples=40)
+@given(scores=tables(), thresholds=st.tuples(THRESHOLDS, THRESHOLDS), mode=st.sampled_from(["ranking_pair", "full_pair"]))
+def test_two_lists_differ_by_what_only_one_of_them_names(
+    scores: np.ndarray, thresholds: tuple[float, float], mode: PairMode
+) -> None:
+    """Each entry once, with its place in both lists; a mirrored pair is the same entry."""
+    pairs, tests = pair_frame(len(scores)), pair_frame(scores.shape[1], "t")
+    rule: dict[str, Any] = {"min_occurrences": 1, "max_exclusions": None, "pair_mode": mode}
+    one, other = (choose_pairs(scores, pairs, tests, threshold=threshold, **rule) for threshold in thresholds)
+    turned = mirrored(other.assign(first=0, second=0)) if mode == "ranking_pair" else other
+    found = rules.compare_lists(one, turned)
+    ids = one["id"].tolist(), other["id"].tolist()
+    expected = {name: ("both" if name in ids[1] else "first only") for name in ids[0]}
+    expected |= {name: "second only" for name in ids[1] if name not in ids[0]}
+    names = ["_".join(sorted(name.split("_"))) for name in found["id"]]
+    assert dict(zip(names, found["side"], strict=True)) == expected
+    assert len(found) == len(expected)
+    for place, listed in (("place1", ids[0]), ("place2", ids[1])):
+        given_ = {name: int(row) for name, row in zip(names, found[place], strict=True) if not np.isnan(row)}
+        assert given_ == {name: row for row, name in enumerate(listed, start=1)}
+
+
+def test_lists_of_different_kinds_are_not_compared() -> None:
+    one = choose_pairs(np.full((2, 2), -9.0), pair_frame(2), pair_frame(2, "t"), **RULE)
+    other = choose_pairs(np.full((2, 2), -9.0), pair_frame(2), pair_frame(2, "t"), **RULE, pair_mode="full_pair")
+    with pytest.raises(ExclusionError, match="first list is of pairs and the second of samples"):
+        rules.compare_lists(one, other)
+
+
 # ---- thresholds
 
 

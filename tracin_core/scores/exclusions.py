@@ -178,6 +178,39 @@ def _typed(listed: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return listed[columns].astype({name: kind for name, kind in COLUMN_TYPES.items() if name in columns})
 
 
+def compare_lists(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Which entries two lists share: id, side (`both`, `first only`, `second only`), place1, place2 (from 1; NaN: not in that list).
+
+    A pair is the same in either orientation, and keeps its id of the first list. Order: both, then the first's, then the second's.
+
+    Raises:
+        ExclusionError: one list is of pairs and the other of samples, or neither has entries to tell by.
+    """
+    kinds = ["pairs" if "id1" in listed.columns else "samples" for listed in (one, other)]
+    if kinds[0] != kinds[1]:
+        raise ExclusionError(
+            f"The first list is of {kinds[0]} and the second of {kinds[1]}; compare lists of one kind, or write both in one pair mode."
+        )
+    keyed = [
+        pd.DataFrame({"id": listed["id"].to_numpy(), "key": _keys(listed), place: np.arange(1, len(listed) + 1)}).drop_duplicates(
+            "key"
+        )
+        for listed, place in ((one, "place1"), (other, "place2"))
+    ]
+    met = keyed[0].merge(keyed[1], on="key", how="outer", suffixes=("", "_other"), indicator="side")
+    told = {"both": "both", "left_only": "first only", "right_only": "second only"}
+    met = met.assign(id=met["id"].where(met["id"].notna(), met["id_other"]), side=met["side"].map(told).astype("str"))
+    order = met["side"].map({side: place for place, side in enumerate(told.values())})
+    ordered = met.assign(order=order).sort_values(["order", "place1", "place2"], ignore_index=True)
+    return ordered[["id", "side", "place1", "place2"]]
+
+
+def _keys(listed: pd.DataFrame) -> list[str]:
+    if "id1" not in listed.columns:
+        return [str(name) for name in listed["id"]]
+    return ["\n".join(sorted(ends)) for ends in zip(listed["id1"], listed["id2"], strict=True)]
+
+
 def first_of_each(pairs: pd.DataFrame) -> npt.NDArray[np.bool_]:
     """Which rows are the first of their unordered pair (first, second), or (id1, id2) in a table without positions."""
     if not {"first", "id1"} & set(pairs.columns):
