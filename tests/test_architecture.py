@@ -37,7 +37,9 @@ DOORS = {
         "tracin_core.errors",
         "tracin_core.recipe",
     ),
+    "tracin_core/blocks.py": ("tracin_core.engine", "tracin_core.records", "tracin_core.errors", "tracin_core.recipe"),
     "tracin_core/worker.py": (
+        "tracin_core.blocks",
         "tracin_core.engine",
         "tracin_core.records",
         "tracin_core.scores",
@@ -62,7 +64,7 @@ DOORS = {
 # The only places of a heavy or dangerous import.
 HOMES = {
     "streamlit": ("app.py", "pages"),
-    "torch": ("tracin_core/engine", "tracin_core/worker.py"),
+    "torch": ("tracin_core/engine", "tracin_core/worker.py", "tracin_core/blocks.py"),
     "sqlite3": ("tracin_core/records",),
     "captum": (),
     "pytest": (),

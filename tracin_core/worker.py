@@ -14,8 +14,7 @@ import sys
 import time
 import traceback
 import uuid
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
@@ -24,25 +23,26 @@ from typing import Any, Final
 
 import filelock
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import psutil
 
-from tracin_core.data.files import read_json, write_json, write_text
+from tracin_core.blocks import BlockFailure, BlockSpec, Layers, Receipt, run_block
+from tracin_core.data.files import read_json, write_text
 from tracin_core.data.readers import PREPROCESSING, list_recordings, preview_png, preview_wav, read_inputs, sample_digest
-from tracin_core.data.samples import require_classes, split_samples
+from tracin_core.data.samples import require_classes
 from tracin_core.data.simulated import read_truth, simulate_recordings
-from tracin_core.errors import CheckpointError, DiskFullError, JobCancelledError, TracInError
-from tracin_core.recipe import EngineSection, ModelSection, Recipe, SplitSection, TaskSection
+from tracin_core.errors import CheckpointError, DiskFullError, JobCancelledError, JobFailedError, NonFiniteError, TracInError
+from tracin_core.recipe import EngineSection, ModelSection, Recipe, TaskSection
 from tracin_core.records.checkpoint_files import list_checkpoints
+from tracin_core.records.datasets import Inputs, dataset_key, keep_inputs, load_inputs, sealed_chunks, split_key, stored_split
 from tracin_core.records.interchange import training_exclusions
 from tracin_core.records.jobs import Job
-from tracin_core.records.runs import Chunk, Manifest, chunk_digest
-from tracin_core.records.store import BlockKey, digest_of
+from tracin_core.records.runs import Chunk, Manifest
+from tracin_core.records.store import digest_of
 from tracin_core.records.workspace import Workspace, open_workspace
 from tracin_core.scores.losses import PairLoss
 
-CHUNK_SAMPLES: Final = 512
+ATTEMPTS: Final = 3  # of a block, before it counts as failed
 BEAT_SECONDS: Final = 0.25
 IDLE_SECONDS: Final = float(os.environ.get("TRACIN_WORKER_IDLE", "60"))
 LOCK_SECONDS: Final = 3.0
@@ -56,9 +56,6 @@ RECORDED_LOSSES: Final = {
 }
 
 KERNEL_BUDGET: Final = 256 * 2**20  # bytes of a checkpoint's kernels; beyond it, layers are kept as `rest` and `last`
-
-Inputs = npt.NDArray[np.float32]
-Layers = dict[str, tuple[str, ...]]  # names of parameters by layer group
 
 
 class Interrupted(Exception):
@@ -245,7 +242,7 @@ def compute_run(progress: Progress, recipe: Recipe, run_id: str) -> None:
 
     workspace = progress.workspace
     use_threads(recipe.engine)
-    samples, inputs, chunks = read_dataset(progress, recipe)
+    samples, _, chunks = read_dataset(progress, recipe)
     model = build_model(recipe.model)
     checkpoints = take_in(
         progress, recipe.checkpoints.folder, recipe.checkpoints.prefix, recipe.model, epochs=recipe.checkpoints.epochs
@@ -268,88 +265,102 @@ def compute_run(progress: Progress, recipe: Recipe, run_id: str) -> None:
         truth=tuple(asdict(fault) for fault in read_truth(recipe.data.root)),
         versions={"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy", "scipy")}},
     )
-    by_id = {sample_id: inputs[row] for row, sample_id in enumerate(samples["id"])}
     progress.step("health", 1)
     load_checkpoint(model, workspace, checkpoints[-1])
-    probe = np.stack([by_id[sample_id] for sample_id in chunks["train"][0].ids[:8]])
-    health = tuple(asdict(check) for check in check_model(model, to_tensor(probe, recipe.engine)))
-    compute_blocks(progress, recipe, manifest, model, by_id, layers)
+    largest = max((chunk for side in manifest.chunks.values() for chunk in side), key=lambda chunk: len(chunk.ids))
+    folder = workspace.root / "datasets" / manifest.dataset
+    probes = to_tensor(load_inputs(folder, largest.digest), recipe.engine)
+    health = tuple(asdict(check) for check in check_model(model.to(recipe.engine.device), probes[:8]))
+    progress.say(estimate(model, probes, recipe.engine))
+    compute_blocks(progress, recipe, manifest, layers)
     Manifest(**{**manifest.__dict__, "health": health}).write(workspace.root / "runs" / run_id, samples)
     workspace.register_run(run_id, recipe, state="done")
 
 
-def compute_blocks(
-    progress: Progress, recipe: Recipe, manifest: Manifest, model: Any, by_id: dict[str, Inputs], layers: Layers
-) -> None:
-    """Every block of the run is on disk. Only missing ones are computed, and a checkpoint is loaded once, if at all."""
-    store = progress.workspace.store
+def compute_blocks(progress: Progress, recipe: Recipe, manifest: Manifest, layers: Layers) -> None:
+    """Every block of the run is on disk; only missing ones are computed.
+
+    Raises:
+        JobFailedError: some blocks could not be computed; the others are kept.
+    """
+    workspace = progress.workspace
     per_checkpoint = [manifest.kernel_keys(group) for group in manifest.groups]
-    progress.step("kernels", sum(len(keys) for keys in per_checkpoint))
-    samples_of = {chunk.digest: chunk.ids for chunks in manifest.chunks.values() for chunk in chunks}
-    progress.say(estimate(recipe, manifest, model, by_id))
-    done = computed = 0
+    total = sum(len(keys) for keys in per_checkpoint)
+    progress.step("kernels", total)
+    specs: list[BlockSpec] = []
     for checkpoint, keys in zip(manifest.checkpoints, per_checkpoint, strict=True):
-        missing = store.missing(keys)
-        done += len(keys) - len(missing)
-        progress.advance(done)
+        missing = workspace.store.missing(keys)
+        digest = str(checkpoint["digest"])
         if missing:
-            definition = group_definition(recipe, str(checkpoint["digest"]), manifest.layers)
-            store.describe_group(digest_of(definition), definition)
-            load_checkpoint(model, progress.workspace, checkpoint)
-        for key in missing:
-            with warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always", UserWarning)  # memory that ran short is said in the job's log
-                compute_block(progress.workspace, key, model, samples_of, by_id, recipe.engine, layers)
-            for warning in told:
-                progress.say(f"block {key.name}: {warning.message}")
-            done += 1
-            computed += 1
-            progress.advance(done)
-    progress.say(f"blocks computed: {computed}, found: {done - computed}")
+            definition = group_definition(recipe, digest, manifest.layers)
+            workspace.store.describe_group(digest_of(definition), definition)
+        specs += [
+            BlockSpec(str(workspace.root), manifest.dataset, digest, key, recipe.model, recipe.engine, layers) for key in missing
+        ]
+        progress.advance(0)
+    found = total - len(specs)
+    failures: list[BlockFailure] = []
+    for done, outcome in enumerate(local_runner(specs), start=found + 1):
+        if isinstance(outcome, BlockFailure):
+            failures.append(outcome)
+            progress.say(f"block {outcome.name} failed after {outcome.attempts} attempts: {outcome.reason}")
+        else:
+            record_block(workspace, outcome)
+            for note in outcome.notes:
+                progress.say(f"block {outcome.name}: {note}")
+        progress.advance(done)
+    progress.say(f"blocks computed: {len(specs) - len(failures)}, found: {found}")
+    if failures:
+        raise JobFailedError(
+            f"{len(failures)} of {total} blocks failed, first '{failures[0].name}': {failures[0].reason} The other {total - len(failures)} "
+            f"are kept; mend the cause, then resume."
+        )
 
 
-def estimate(recipe: Recipe, manifest: Manifest, model: Any, by_id: dict[str, Inputs]) -> str:
-    """What the largest kernel block will take, in words, from the sizes that a few samples show."""
-    from tracin_core.engine.kernel import memory_estimate
+def local_runner(specs: Iterable[BlockSpec]) -> Iterator[Receipt | BlockFailure]:
+    """The blocks one after the other, in this process; each is tried `ATTEMPTS` times before it counts as failed.
 
-    largest = max((chunk for chunks in manifest.chunks.values() for chunk in chunks), key=lambda chunk: len(chunk.ids))
-    inputs = to_tensor(np.stack([by_id[sample_id] for sample_id in largest.ids]), recipe.engine)
-    need = memory_estimate(model, inputs, batch_size=recipe.engine.batch_size)
-    return (
-        f"estimate for a block of {len(largest.ids)} x {len(largest.ids)} samples: {need.total / 2**20:.0f} MiB "
-        f"(gradients kept at once {need.gradients / 2**20:.0f} MiB), {need.differentiated} samples differentiated"
-    )
+    Raises:
+        DiskFullError: waits for room rather than counting as an attempt.
+    """
+    for spec in specs:
+        yield tried(spec)
 
 
-def compute_block(
-    workspace: Workspace,
-    key: BlockKey,
-    model: Any,
-    samples_of: dict[str, tuple[str, ...]],
-    by_id: dict[str, Inputs],
-    engine: EngineSection,
-    layers: Layers,
-) -> None:
-    """One block is computed, on disk, and in the catalogue: in this order."""
-    from tracin_core.engine.kernel import model_outputs, tangent_kernel_by_layer
+def tried(spec: BlockSpec) -> Receipt | BlockFailure:
+    """The block's receipt, or why there is none after all attempts."""
+    reason = ""
+    for _ in range(ATTEMPTS):
+        try:
+            return run_block(spec)
+        except DiskFullError:
+            raise
+        except NonFiniteError as failure:
+            return BlockFailure(spec.key.name, str(failure), 1)  # the same numbers would come again
+        except (TracInError, OSError, RuntimeError, MemoryError) as failure:
+            reason = str(failure) or type(failure).__name__
+    return BlockFailure(spec.key.name, reason, ATTEMPTS)
 
-    def tensor(digest: str) -> Any:
-        return to_tensor(np.stack([by_id[sample_id] for sample_id in samples_of[digest]]), engine)
 
-    started = time.monotonic()
-    left = tensor(key.left)
-    if key.right is None:
-        values = model_outputs(model, left, batch_size=engine.batch_size).reshape(len(left))
-    else:
-        right = None if key.right == key.left else tensor(key.right)
-        values = tangent_kernel_by_layer(model, left, right, groups=layers, batch_size=engine.batch_size)
-    crc = workspace.store.write(key, values.detach().cpu().numpy())
+def record_block(workspace: Workspace, receipt: Receipt) -> None:
+    """The catalogue knows the block, once its bytes are on disk."""
     with workspace.catalogue.transaction() as connection:
         connection.execute(
             "INSERT INTO block (name, shape, crc, seconds, created) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (name) DO UPDATE SET crc = excluded.crc, seconds = excluded.seconds, created = excluded.created",
-            (key.name, str(list(key.shape)), crc, time.monotonic() - started, time.time()),
+            (receipt.name, str(list(receipt.shape)), receipt.crc, receipt.seconds, time.time()),
         )
+
+
+def estimate(model: Any, inputs: Any, engine: EngineSection) -> str:
+    """What the largest kernel block will take, in words, from the sizes that a few samples show."""
+    from tracin_core.engine.kernel import memory_estimate
+
+    need = memory_estimate(model, inputs, batch_size=engine.batch_size)
+    return (
+        f"estimate for a block of {len(inputs)} x {len(inputs)} samples: {need.total / 2**20:.0f} MiB "
+        f"(gradients kept at once {need.gradients / 2**20:.0f} MiB), {need.differentiated} samples differentiated"
+    )
 
 
 def group_definition(recipe: Recipe, weights: str, layers: tuple[str, ...]) -> dict[str, Any]:
@@ -405,15 +416,11 @@ def recorded_loss(task: TaskSection, checkpoints: list[dict[str, Any]]) -> PairL
 # ---- samples ----------------------------------------------------------------------------------------------------------------
 
 
-def dataset_key(recipe: Recipe) -> str:
-    return digest_of([str(recipe.data.root.resolve()), recipe.data.material, recipe.data.frequency])[:12]
-
-
 def read_dataset(progress: Progress, recipe: Recipe) -> tuple[pd.DataFrame, Inputs, dict[str, tuple[Chunk, ...]]]:
     """The samples with split and digest, their inputs, and the sealed chunks of each side; previews are on disk."""
     folder = progress.workspace.root / "datasets" / dataset_key(recipe)
     samples = list_recordings(recipe.data.root, recipe.data.material, recipe.data.frequency)
-    samples = stored_split(samples, recipe.split, folder, progress)
+    samples = stored_split(samples, recipe.split, folder, progress.say)
     for side in ("train", "validation"):
         require_classes(samples[samples["split"] == side])
     progress.step("samples", len(samples))
@@ -426,47 +433,11 @@ def read_dataset(progress: Progress, recipe: Recipe) -> tuple[pd.DataFrame, Inpu
             preview_png(inputs[row], stem.with_suffix(".png"))
             preview_wav(recipe.data.root / path, stem.with_suffix(".wav"))
         progress.advance(row + 1)
-    return samples, inputs, sealed_chunks(samples, folder / f"chunks-{split_key(recipe.split)}.json")
-
-
-def split_key(section: SplitSection) -> str:
-    return digest_of(section.model_dump(mode="json"))[:12]
-
-
-def stored_split(samples: pd.DataFrame, section: SplitSection, folder: Path, progress: Progress) -> pd.DataFrame:
-    """The samples with their side, decided once and stored as ids; samples that came later follow their take, else train."""
-    path = folder / f"split-{split_key(section)}.json"
-    if not path.exists():
-        divided = split_samples(samples, section)
-        write_json(path, dict(zip(divided["id"], divided["split"], strict=True)))
-        return divided
-    stored: dict[str, str] = read_json(path)
-    new = samples[~samples["id"].isin(list(stored))]
-    if len(new):
-        by_take = {int(row["sequence"]): stored[str(row["id"])] for _, row in samples[samples["id"].isin(list(stored))].iterrows()}
-        stored |= {str(row["id"]): by_take.get(int(row["sequence"]), "train") for _, row in new.iterrows()}
-        write_json(path, stored)
-        progress.say(
-            f"{len(new)} recordings came after the split was decided: each is on the side of its take, new takes are on train"
-        )
-    return samples.assign(split=[stored[sample_id] for sample_id in samples["id"]])
-
-
-def sealed_chunks(samples: pd.DataFrame, path: Path) -> dict[str, tuple[Chunk, ...]]:
-    """Each side's samples in chunks that never change their membership; samples that came later form new ones."""
-    sealed: dict[str, list[list[str]]] = read_json(path) if path.exists() else {}
-    digests = dict(zip(samples["id"], samples["digest"], strict=True))
-    for side in ("train", "validation", "test"):
-        here = samples.loc[samples["split"] == side, "id"].tolist()
-        known = {sample_id for ids in sealed.get(side, []) for sample_id in ids}
-        new = [sample_id for sample_id in here if sample_id not in known]
-        sealed.setdefault(side, []).extend(new[at : at + CHUNK_SAMPLES] for at in range(0, len(new), CHUNK_SAMPLES))
-    write_json(path, sealed)
-    present = {side: [[i for i in ids if i in digests] for ids in chunks] for side, chunks in sealed.items()}
-    return {
-        side: tuple(Chunk(tuple(ids), chunk_digest([digests[i] for i in ids])) for ids in chunks if ids)
-        for side, chunks in present.items()
-    }
+    chunks = sealed_chunks(samples, folder / f"chunks-{split_key(recipe.split)}.json")
+    place = {sample_id: row for row, sample_id in enumerate(samples["id"])}
+    for chunk in (*chunks["train"], *chunks["validation"]):
+        keep_inputs(folder, chunk, inputs[[place[sample_id] for sample_id in chunk.ids]])
+    return samples, inputs, chunks
 
 
 # ---- checkpoints ------------------------------------------------------------------------------------------------------------

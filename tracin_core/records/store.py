@@ -104,6 +104,12 @@ class BlockStore:
         self._verified.add(key.name)
         return checksum
 
+    def checksum(self, key: BlockKey) -> int:
+        """The CRC32C that the block ends with."""
+        with self.path(key).open("rb") as file:
+            file.seek(-CHECKSUM_BYTES, 2)
+            return int.from_bytes(file.read(), "little")
+
     def read(self, key: BlockKey) -> npt.NDArray[np.float32]:
         """The block's values as a read-only memory map; its checksum is compared on the first read of a process.
 

@@ -1,0 +1,125 @@
+"""One block of a kernel, computed by whichever process is asked to: `run_block(spec) -> receipt`.
+
+A spec names everything by content inside the workspace's directory, so that any process that sees the directory can compute the block. The
+function is idempotent: a block that is there and whole is not computed again, and two processes that compute it write the same bytes.
+What is recorded about a block is the caller's business.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tracin_core.recipe import EngineSection, ModelSection
+from tracin_core.records.datasets import load_inputs
+from tracin_core.records.store import BlockKey, BlockStore
+
+Layers = dict[str, tuple[str, ...]]  # names of parameters by layer group
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One block to compute.
+
+    Args:
+        root: the workspace's directory, as this process sees it.
+        dataset: key of the data set, whose chunks the block's digests name.
+        checkpoint: digest of the canonical weights.
+    """
+
+    root: str
+    dataset: str
+    checkpoint: str
+    key: BlockKey
+    model: ModelSection
+    engine: EngineSection
+    layers: Layers
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a block: a few hundred bytes, whatever the block holds."""
+
+    name: str
+    shape: tuple[int, ...]
+    crc: int
+    seconds: float
+    computed: bool
+    rss_mb: int = 0
+    notes: tuple[str, ...] = ()
+
+
+Runner = Callable[[Iterable[BlockSpec]], Iterator["Receipt | BlockFailure"]]
+
+
+@dataclass(frozen=True)
+class BlockFailure:
+    """A block that could not be computed, after so many attempts."""
+
+    name: str
+    reason: str
+    attempts: int
+
+
+def run_block(spec: BlockSpec) -> Receipt:
+    """The block is on disk, whole.
+
+    Raises:
+        NonFiniteError: a value is NaN or infinite: nothing is written.
+        DiskFullError: there is no room: nothing is changed.
+        DamagedBlockError, FileNotFoundError: inputs or weights are not there as the spec says.
+    """
+    started = time.monotonic()
+    store = BlockStore(Path(spec.root) / "kernels")
+    if store.holds(spec.key):
+        return Receipt(spec.key.name, spec.key.shape, store.checksum(spec.key), 0.0, computed=False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)  # memory that ran short is told in the receipt
+        values = compute(spec)
+    crc = store.write(spec.key, values)
+    rss = psutil.Process().memory_info().rss // 2**20
+    notes = tuple(str(warning.message) for warning in told)
+    return Receipt(spec.key.name, spec.key.shape, crc, time.monotonic() - started, computed=True, rss_mb=rss, notes=notes)
+
+
+def compute(spec: BlockSpec) -> Any:
+    """The block's numbers, float32 on the CPU."""
+    import torch
+
+    from tracin_core.engine.kernel import model_outputs, tangent_kernel_by_layer
+
+    if torch.get_num_threads() != spec.engine.threads:
+        torch.set_num_threads(spec.engine.threads)
+    model = loaded_model(spec.root, spec.checkpoint, spec.model, spec.engine.device)
+    folder, device = str(Path(spec.root) / "datasets" / spec.dataset), spec.engine.device
+    left = chunk_tensor(folder, spec.key.left, device)
+    if spec.key.right is None:
+        values = model_outputs(model, left, batch_size=spec.engine.batch_size).reshape(len(left))
+    else:
+        right = None if spec.key.right == spec.key.left else chunk_tensor(folder, spec.key.right, device)
+        values = tangent_kernel_by_layer(model, left, right, groups=spec.layers, batch_size=spec.engine.batch_size)
+    return values.detach().cpu().numpy()
+
+
+@lru_cache(maxsize=1)
+def loaded_model(root: str, checkpoint: str, section: ModelSection, device: str) -> Any:
+    """The model with these weights, kept for the next block of the same checkpoint."""
+    from tracin_core.engine.checkpoints import load_weights
+    from tracin_core.engine.models import build_model
+
+    model = build_model(section)
+    load_weights(model, Path(root) / "checkpoints", checkpoint)
+    return model.to(device).eval()
+
+
+@lru_cache(maxsize=4)
+def chunk_tensor(folder: str, digest: str, device: str) -> Any:
+    """The inputs of a chunk, kept for the next block that needs them."""
+    import torch
+
+    return torch.from_numpy(load_inputs(Path(folder), digest)).to(device)

@@ -1,0 +1,106 @@
+"""What a workspace keeps of a data set: its split, its sealed chunks and the inputs of each chunk.
+
+datasets/<key>/split-<split>.json      side of each sample, decided once
+datasets/<key>/chunks-<split>.json     samples whose products are stored together; sealed
+datasets/<key>/inputs/<chunk>.npy      what the model takes, in the order of the chunk
+datasets/<key>/previews/               picture and sound of each sample
+"""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from tracin_core.data.files import read_json, write_json, write_whole
+from tracin_core.data.readers import sample_digest
+from tracin_core.data.samples import split_samples
+from tracin_core.errors import DamagedBlockError
+from tracin_core.recipe import Recipe, SplitSection
+from tracin_core.records.runs import Chunk, chunk_digest
+from tracin_core.records.store import digest_of
+
+CHUNK_SAMPLES: Final = 512
+Inputs = npt.NDArray[np.float32]
+
+
+def dataset_key(recipe: Recipe) -> str:
+    """Names the recordings that a recipe reads."""
+    return digest_of([str(recipe.data.root.resolve()), recipe.data.material, recipe.data.frequency])[:12]
+
+
+def split_key(section: SplitSection) -> str:
+    """Names a way of splitting."""
+    return digest_of(section.model_dump(mode="json"))[:12]
+
+
+def stored_split(samples: pd.DataFrame, section: SplitSection, folder: Path, say: Callable[[str], None]) -> pd.DataFrame:
+    """The samples with their side, decided once and stored as ids; samples that came later follow their take, else train."""
+    path = folder / f"split-{split_key(section)}.json"
+    if not path.exists():
+        divided = split_samples(samples, section)
+        write_json(path, dict(zip(divided["id"], divided["split"], strict=True)))
+        return divided
+    stored: dict[str, str] = read_json(path)
+    new = samples[~samples["id"].isin(list(stored))]
+    if len(new):
+        by_take = {int(row["sequence"]): stored[str(row["id"])] for _, row in samples[samples["id"].isin(list(stored))].iterrows()}
+        stored |= {str(row["id"]): by_take.get(int(row["sequence"]), "train") for _, row in new.iterrows()}
+        write_json(path, stored)
+        say(f"{len(new)} recordings came after the split was decided: each is on the side of its take, new takes are on train")
+    return samples.assign(split=[stored[sample_id] for sample_id in samples["id"]])
+
+
+def sealed_chunks(samples: pd.DataFrame, path: Path) -> dict[str, tuple[Chunk, ...]]:
+    """Each side's samples in chunks that never change their membership; samples that came later form new ones."""
+    sealed: dict[str, list[list[str]]] = read_json(path) if path.exists() else {}
+    digests = dict(zip(samples["id"], samples["digest"], strict=True))
+    for side in ("train", "validation", "test"):
+        here = samples.loc[samples["split"] == side, "id"].tolist()
+        known = {sample_id for ids in sealed.get(side, []) for sample_id in ids}
+        new = [sample_id for sample_id in here if sample_id not in known]
+        sealed.setdefault(side, []).extend(new[at : at + CHUNK_SAMPLES] for at in range(0, len(new), CHUNK_SAMPLES))
+    write_json(path, sealed)
+    present = {side: [[i for i in ids if i in digests] for ids in chunks] for side, chunks in sealed.items()}
+    return {
+        side: tuple(Chunk(tuple(ids), chunk_digest([digests[i] for i in ids])) for ids in chunks if ids)
+        for side, chunks in present.items()
+    }
+
+
+def keep_inputs(folder: Path, chunk: Chunk, inputs: Inputs) -> None:
+    """The chunk's inputs are on disk, for whichever process computes its blocks."""
+    path = inputs_path(folder, chunk.digest)
+    if path.exists():
+        return
+    buffer = io.BytesIO()
+    np.save(buffer, inputs, allow_pickle=False)
+    write_whole(path, [buffer.getvalue()])
+
+
+def load_inputs(folder: Path, digest: str) -> Inputs:
+    """The inputs of the chunk of this digest, proven to be its own.
+
+    Raises:
+        DamagedBlockError: the file holds other numbers than the digest says.
+        FileNotFoundError: the chunk's inputs were never kept.
+    """
+    path = inputs_path(folder, digest)
+    try:
+        inputs: Inputs = np.load(path, allow_pickle=False)
+        right = chunk_digest([sample_digest(sample) for sample in inputs]) == digest
+    except (ValueError, EOFError):
+        right = False
+    if not right:
+        path.unlink(missing_ok=True)
+        raise DamagedBlockError(
+            f"The inputs '{path.name}' are damaged and were removed; compute the run again: they are read from the recordings anew."
+        )
+    return inputs
+
+
+def inputs_path(folder: Path, digest: str) -> Path:
+    return folder / "inputs" / f"{digest}.npy"
