@@ -2,11 +2,10 @@
 
 datasets/<key>/split-<split>.json      side of each sample, decided once
 datasets/<key>/chunks-<split>.json     samples whose products are stored together; sealed
-datasets/<key>/inputs/<chunk>.npy      what the model takes, in the order of the chunk
+datasets/<key>/inputs/<chunk>.safetensors      what the model takes, in the order of the chunk
 datasets/<key>/previews/               picture and sound of each sample
 """
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -14,6 +13,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import safetensors
+import safetensors.numpy
 
 from tracin_core.data.files import read_json, write_json, write_whole
 from tracin_core.data.readers import sample_digest
@@ -76,9 +77,7 @@ def keep_inputs(folder: Path, chunk: Chunk, inputs: Inputs) -> None:
     path = inputs_path(folder, chunk.digest)
     if path.exists():
         return
-    buffer = io.BytesIO()
-    np.save(buffer, inputs, allow_pickle=False)
-    write_whole(path, [buffer.getvalue()])
+    write_whole(path, [safetensors.numpy.save({"inputs": np.ascontiguousarray(inputs)})])
 
 
 def load_inputs(folder: Path, digest: str) -> Inputs:
@@ -90,11 +89,10 @@ def load_inputs(folder: Path, digest: str) -> Inputs:
     """
     path = inputs_path(folder, digest)
     try:
-        inputs: Inputs = np.load(path, allow_pickle=False)
-        right = chunk_digest([sample_digest(sample) for sample in inputs]) == digest
-    except (ValueError, EOFError):
-        right = False
-    if not right:
+        inputs: Inputs = safetensors.numpy.load(path.read_bytes())["inputs"]
+    except (safetensors.SafetensorError, KeyError):
+        inputs = np.empty(0, dtype=np.float32)
+    if chunk_digest([sample_digest(sample) for sample in inputs]) != digest:
         path.unlink(missing_ok=True)
         raise DamagedBlockError(
             f"The inputs '{path.name}' are damaged and were removed; compute the run again: they are read from the recordings anew."
@@ -103,4 +101,4 @@ def load_inputs(folder: Path, digest: str) -> Inputs:
 
 
 def inputs_path(folder: Path, digest: str) -> Path:
-    return folder / "inputs" / f"{digest}.npy"
+    return folder / "inputs" / f"{digest}.safetensors"
