@@ -240,13 +240,14 @@ def test_an_example_kernel_is_of_explicit_gradients(case: Case) -> None:
 
 
 def test_the_map_of_examples_is_that_of_their_kernel() -> None:
-    """Signs too, few or many."""
+    """Signs too, few or many; asked again, to the last bit."""
     case = pair_case(3, count=12)
     expected = kernel_pca(example_kernel(case.examples, case.kernels, case.weights), case.examples.table["id"])
     for most_dense in (1_000, 0):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(maps, "MOST_DENSE", most_dense)
-            found = example_pca(case.examples, case.kernels, case.weights)
+            found, again = (example_pca(case.examples, case.kernels, case.weights) for _ in range(2))
+        np.testing.assert_array_equal(again.coordinates, found.coordinates)
         np.testing.assert_allclose(found.coordinates, expected.coordinates, **FLOAT64)
         assert found.axes == expected.axes
 
@@ -269,6 +270,36 @@ def test_what_has_no_gradient_lies_together_or_nowhere() -> None:
     together = whole.coordinates[np.isin(whole.ids, found.left_out["id"].to_list())]
     np.testing.assert_allclose(together, np.broadcast_to(together[0], together.shape), atol=1e-12)
     assert not np.isnan(whole.coordinates).any()
+
+
+def test_rounding_takes_a_gradient_at_its_own_checkpoint_only() -> None:
+    """At the middle one two large gradients differ by a thousandth of a percent; the other two keep the pair in the map."""
+    case = pair_case(0)
+    case.outputs[1, 1] *= 1e5
+    case.outputs[1, 0] = case.outputs[1, 1] * (1 + 1e-5)
+    features = case.features.reshape(len(case.examples), CHECKPOINTS, -1)
+    assert case.examples.table["id"].iloc[0] == "s0_s1"
+    assert np.linalg.norm(features[0], axis=1).min() > 0.1
+    features[0, 1] = 0.0
+    expected = features.reshape(len(case.examples), -1)
+    found = example_kernel(case.examples, case.kernels, case.weights)
+    np.testing.assert_allclose(found, expected @ expected.T, **FLOAT64)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_examples_without_gradients_are_refused(normalised: bool) -> None:
+    """All of them satisfied, or only one that is not."""
+    case = pair_case(0, count=4, loss=HINGE)
+    case.examples.samples["label"] = range(4)
+    satisfied = np.array([[0, 10, 20, 30]] * CHECKPOINTS, dtype=np.float32)
+    pairs = all_pairs(case.examples.samples)
+    told = "of 6 only 0 can be placed" if normalised else "All gradients are the same"
+    with pytest.raises(ViewError, match=told):
+        example_pca(PairExamples(pairs, case.examples.samples, satisfied, HINGE), case.kernels, case.weights, normalised=normalised)
+    with pytest.raises(ViewError, match="at least 2 points, but of 1 only"):
+        example_pca(
+            PairExamples(pairs[:1], case.examples.samples, -satisfied, HINGE), case.kernels, case.weights, normalised=normalised
+        )
 
 
 def test_axes_that_do_not_come_to_rest_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,6 +498,7 @@ def test_rounding_alone_is_not_refused() -> None:
     found = kernel_pca(kernel, names(40))
     expected, _ = slow_axes(features.astype(float))
     np.testing.assert_allclose(np.abs(found.coordinates), np.abs(expected), atol=1e-4)
+    np.testing.assert_array_equal(kernel_pca(kernel.T, names(40)).coordinates, found.coordinates)
 
 
 @pytest.mark.parametrize(
