@@ -1,10 +1,12 @@
 """Roll-ups: one value per pair, or the pair x pair influences, summed and averaged by what the pairs are made of, and what recurs in them.
 
 Examples are pairs (columns `first` and `second` are rows of the table of samples), or the samples themselves (no such columns; row i is
-sample i). Where an influence matrix is read it is read from `view.blocks()`, one block at a time, over live tests alone.
+sample i). What is linear in dot influences is a product of sums, without any pair x pair table:
+    sum_e sum_f influence(e, f) = sum_c w_c (sum_e a_e)^T K_c (sum_f a_f).
+All else goes through `view.blocks()`, one block at a time. Only live tests are read.
 
 A value that is NaN (a measure that is undefined for want of a gradient) is left out and counted as `undefined`; an infinite one is
-refused. A pair drawn m times counts as m copies in sums and means, and once in counts (`math.md`, section 1).
+refused. A pair drawn m times counts as m copies in sums and means, and once in counts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -203,6 +205,8 @@ def _grid_sums(view: View, live: Rows, train: Groups, test: Groups) -> tuple[Arr
     weight = np.outer(weighed.sum(axis=1), onto[:, live].sum(axis=1))
     count = np.outer(present.sum(axis=1), onto_present[:, live].sum(axis=1))
     total, missing = np.zeros((2, *weight.shape))
+    if view.measure == "dot":
+        return _dot_sums(view, weighed, _towards(view, live, onto[:, live])), weight, count, missing
     for place, scores in view.blocks():
         here = live[(live >= place.start) & (live < place.stop)]
         read = scores[:, here - place.start]
@@ -213,6 +217,21 @@ def _grid_sums(view: View, live: Rows, train: Groups, test: Groups) -> tuple[Arr
             read = np.where(unknown, 0.0, read)
         total += (weighed @ read) @ onto[:, here].T
     return total, weight, count, missing
+
+
+def _towards(view: View, tests: Rows, part: Any) -> Array:
+    """K_c sum_f a_f for groups of these tests, each with its part of each test [H, tests]: [C, H, n]."""
+    kernel = view.kernels.test_train
+    positions = kernel.shape[1]
+    sums = (part @ view.test.incidence(np.ones(len(kernel)), positions)[tests]).tocsc()
+    return np.stack([sums[:, c * positions : (c + 1) * positions] @ own for c, own in enumerate(kernel)])
+
+
+def _dot_sums(view: View, part: Any, towards: Array) -> Array:
+    """sum_c w_c (sum_e a_e) . v_c for groups of training examples [G, N] and v [C, H, n]: [G, H]."""
+    positions = towards.shape[2]
+    sums = (part @ view.train.incidence(view.checkpoint_weights, positions)).tocsc()
+    return np.asarray(sum(sums[:, c * positions : (c + 1) * positions] @ own.T for c, own in enumerate(towards)))
 
 
 def live_tests(view: View) -> Rows:
@@ -663,10 +682,9 @@ def mean_contributions(view: View) -> Array:
         ViewError: every test is dead.
     """
     live = live_tests(view)
-    total = np.zeros((len(view.checkpoint_weights), len(view.train_pairs)))
-    for test in view.test_pairs["id"].to_numpy()[live]:
-        total += view.checkpoint_influence(str(test)).T
-    return np.asarray(total / live.size)
+    mean = _towards(view, live, sparse.csr_array(np.full((1, live.size), 1 / live.size)))[:, 0]
+    weighted = view.checkpoint_weights[:, None, None] * view.train.coefficients()
+    return np.asarray((weighted * mean[:, view.train.ends]).sum(axis=2))
 
 
 def checkpoint_table(parts: npt.ArrayLike, names: Sequence[str]) -> pd.DataFrame:
