@@ -155,13 +155,13 @@ def test_the_slider_form_equals_the_solve(case: Case, kind: tuple[PairLoss, str]
 @given(case=CASES, kind=KINDS)
 def test_under_heavy_damping_curvature_is_tracin(case: Case, kind: tuple[PairLoss, str]) -> None:
     """mu K_mu -> K, the error falling as 1 / mu."""
-    laplacian = case.laplacian(h_of(case, *kind))
-    for mu in (1e8, 1e10):
-        mapped = curved(case.kernel, laplacian, mu)
+    laplacian, kernel = case.laplacian(h_of(case, *kind)), case.kernel
+    whole = np.linalg.norm(np.vstack([case.train, case.test])) ** 2  # at least the norm of the kernel of both sides
+    for mu in (1e6, 1e8, 1e10):
+        mapped = curved(kernel, laplacian, mu)
         for name in ("train_train", "test_train", "test_test"):
-            assert_close(
-                mu * getattr(mapped, name), getattr(case.kernel, name), 2 * np.linalg.norm(laplacian @ case.kernel.train_train) / mu
-            )
+            apart = np.abs(mu * getattr(mapped, name) - getattr(kernel, name)).max()
+            assert apart <= np.linalg.norm(laplacian) * whole**2 / mu + 1e-12 * whole
 
 
 @FEW
@@ -351,12 +351,12 @@ def test_pairs_survive_the_decomposition_of_a_kernel_with_a_large_common_part() 
     """Gradients that mostly agree, as a ranker's do: their differences are small eigenvalues, which must not be taken for rounding."""
     generator = np.random.default_rng(0)
     n, p = 120, 400
-    gradients = generator.standard_normal((n + 20, p)) * np.arange(1, p + 1) ** -0.7 + 0.3 * generator.standard_normal(p)
+    gradients = generator.standard_normal((n + 20, p)) * np.arange(1, p + 1) ** -0.7 + generator.standard_normal(p)
     train, test = gradients[:n], gradients[n:]
     exact = Kernel(train @ train.T, test @ train.T, test @ test.T)
     stored = Kernel(*(block.astype(np.float32) for block in (exact.train_train, exact.test_train, exact.test_test)))
     common = np.linalg.norm(train.mean(axis=0)) ** 2 / np.mean(np.var(train, axis=0).sum())
-    assert common > 5  # else the case would be easy
+    assert common > 50  # else the case would be easy
     i, j = np.triu_indices(n, 1)
     laplacian = curvature.pair_laplacian(i, j, generator.random(len(i)) < 0.3, n)
     state = decompose(stored, laplacian)
