@@ -66,6 +66,7 @@ HOMES = {
     "streamlit": ("app.py", "pages"),
     "torch": ("tracin_core/engine", "tracin_core/worker.py", "tracin_core/blocks.py"),
     "sqlite3": ("tracin_core/records",),
+    "sklearn": ("tracin_core/scores",),
     "captum": (),
     "pytest": (),
 }
@@ -201,13 +202,15 @@ def test_a_page_fits_on_a_screen() -> None:
         "tracin_core",
         "tracin_core.records.workspace",
         "tracin_core.records.interchange",
-        "tracin_core.scores.influence",
+        "tracin_core.scores.view",
+        "tracin_core.scores.comparison",
+        "tracin_core.scores.maps",
         "tracin_core.cli",
     ],
 )
 def test_light_imports(module: str) -> None:
-    """What the web process and the shell import brings neither torch nor streamlit with it."""
-    program = f"import sys, {module}; print(*sorted({{'torch', 'streamlit', 'captum'}} & set(sys.modules)))"
+    """What the web process and the shell import brings neither torch nor streamlit with it, nor scikit-learn."""
+    program = f"import sys, {module}; print(*sorted({{'torch', 'streamlit', 'captum', 'sklearn'}} & set(sys.modules)))"
     answer = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True, timeout=120
     )

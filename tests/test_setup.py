@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUIREMENTS = ["requirements.txt", "requirements-test.txt", "requirements-bench.txt"]
+REQUIREMENTS = ["requirements.txt", "requirements-test.txt", "requirements-bench.txt", "requirements-umap.txt"]
 SCRIPTS = sorted(path for path in [*(ROOT / "scripts").iterdir(), ROOT / ".ci" / "run"] if path.is_file())
 # Words that bash 3.2 or a BSD tool does not know.
 TOO_NEW = [
