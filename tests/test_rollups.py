@@ -19,10 +19,11 @@ from tracin_core.scores import rollups
 from tracin_core.scores.influence import Kernels
 from tracin_core.scores.losses import PairLoss, ghm_bins
 from tracin_core.scores.rollups import Ends
+from tracin_core.scores.sample_losses import SampleLoss
 from tracin_core.scores.view import View
 
 FLOAT64 = {"rtol": 1e-10, "atol": 1e-9}  # sums of a few hundred products of about 10
-FEW = settings(deadline=None, max_examples=20)
+FEW = settings(deadline=None, max_examples=15)
 COLUMNS = ("id", "angle", "sequence", "material")
 
 
@@ -275,6 +276,37 @@ def test_two_columns_make_a_grid_of_a_real_view() -> None:
     assert 0 < live.sum() < live.size
     np.testing.assert_allclose(grid["sum"].sum(), (copies @ whole[:, live]).sum(), **FLOAT64)
     assert grid.groupby("train_group")["dead_tests"].sum().tolist() == [(~live).sum()] * 2
+
+
+@pytest.mark.parametrize("cotangent", ["label_logit", "outputs"])
+def test_a_view_of_classified_samples_is_rolled_up_too(cotangent: Any) -> None:
+    """Labels against labels and checkpoint by checkpoint, with one position per sample and with one per output."""
+    generator, sides, classes = np.random.default_rng(0), {"a": 6, "x": 4}, 3
+    train, test = (
+        pd.DataFrame({"id": [f"{side}{n}" for n in range(sides[side])], "label": np.arange(sides[side]) % 3}) for side in "ax"
+    )
+    positions = [count * (classes if cotangent == "outputs" else 1) for count in sides.values()]
+    left, right = (generator.normal(size=(2, 1, count, 5)) for count in positions)
+    products = (np.einsum("clip,cljp->clij", a, b).astype(np.float32) for a, b in ((left, left), (right, left), (right, right)))
+    outputs = [generator.normal(size=(2, count, classes)).astype(np.float32) for count in sides.values()]
+    view = View.of_samples(
+        train,
+        test,
+        Kernels(*products, *outputs),
+        loss=SampleLoss("cross_entropy"),
+        cotangent=cotangent,
+        checkpoint_weights=np.array([0.5, 2.0]),
+        checkpoint_names=["epoch 1", "epoch 2"],
+    )
+    grid = rollups.influence_grid(view, by="label", ends="own")
+    for row in grid.itertuples():
+        cells = view.influence()[np.ix_(train["label"] == row.train_group, test["label"] == row.test_group)]
+        np.testing.assert_allclose([row.n, row.sum, row.mean], [cells.size, cells.sum(), cells.mean()], **FLOAT64)
+    assert len(grid) == 9
+    np.testing.assert_allclose(rollups.mean_contributions(view).sum(axis=0), view.mean_influence(), **FLOAT64)
+    assert rollups.concentration(view).pairs == 6
+    found = rollups.recurrence(rollups.most_harmful(view.mean_influence(), 2), train, train)
+    assert found.table["pairs"].tolist() == [1] * 6
 
 
 # ---- self-influence and mean influence
