@@ -336,7 +336,7 @@ def quadrants(self_influence: npt.ArrayLike, mean_influence: npt.ArrayLike) -> Q
     would be called redundant. |mean| is small also where an example helps some tests as much as it harms others.
 
     High is strictly above the median of the live, non-zero values: of self-influence over the examples where it is not 0, of |mean| over
-    those where neither is 0. An example with self-influence 0 never had a gradient, or none above the kernel's rounding: it is `dead`, in no
+    those where neither is 0. An example with self-influence 0 had no gradient, or none above the kernel's rounding: it is `dead`, in no
     quadrant.
 
     Raises:
