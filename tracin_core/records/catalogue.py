@@ -7,10 +7,10 @@ checkpoints race.
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from tracin_core.errors import WorkspaceError
+from tracin_core.errors import DiskFullError, MachineError, WorkspaceError
 
 MIGRATIONS = (
     """
@@ -55,14 +55,14 @@ class Catalogue:
             try:
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("BEGIN IMMEDIATE")
-            except sqlite3.DatabaseError as failure:
-                raise self._unusable(failure) from failure
-            try:
                 yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
+                connection.execute("COMMIT")
+            except BaseException as failure:
+                with suppress(sqlite3.Error):  # where SQLite could not roll back, the next reader does
+                    connection.rollback()
+                if isinstance(failure, sqlite3.DatabaseError):
+                    raise self._unusable(failure) from failure
                 raise
-            connection.execute("COMMIT")
 
     def read(self, query: str, values: tuple[object, ...] = ()) -> list[sqlite3.Row]:
         """The rows of a query, without taking the write lock."""
@@ -73,7 +73,9 @@ class Catalogue:
         except sqlite3.DatabaseError as failure:
             raise self._unusable(failure) from failure
 
-    def _unusable(self, failure: sqlite3.Error) -> WorkspaceError:
+    def _unusable(self, failure: sqlite3.Error) -> MachineError:
+        if getattr(failure, "sqlite_errorname", "") == "SQLITE_FULL":
+            return DiskFullError(f"No room on the disk for the catalogue '{self.path.name}'; free some space: finished work is kept.")
         return WorkspaceError(
             f"The catalogue '{self.path.name}' cannot be used ({failure}); check that the workspace is on a local disk that you may "
             f"write to, and move a damaged file away: runs, kernels and exports stay."
