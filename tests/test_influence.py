@@ -365,6 +365,7 @@ def test_an_undefined_score_spoils_no_other() -> None:
     view = replace(case, test_outputs=outputs, weights=np.ones(CHECKPOINTS)).view(measure="cosine")
     assert view.dead_tests.any()
     live = view.influence()[:, ~view.dead_tests]
+    np.testing.assert_array_equal(np.isnan(live).all(axis=1), view.dead_train)
     np.testing.assert_allclose(view.mean_influence(), live.mean(axis=1), **FLOAT64)
     assert np.isfinite(view.mean_influence()).any()
     values = np.arange(len(view.train_pairs), dtype=float)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tracin_core.engine.classification import logit_cotangent, output_kernel_by_layer, tangent_diagonal_blocks
 from tracin_core.engine.kernel import model_outputs, tangent_kernel_by_layer
 from tracin_core.errors import OutputShapeError, ViewError
+from tracin_core.scores.comparison import Methods, Training
 from tracin_core.scores.examples import Cotangent
 from tracin_core.scores.influence import Kernels, block_self_influence
 from tracin_core.scores.sample_losses import SampleLoss, sample_derivative
@@ -179,6 +180,46 @@ def test_the_harm_rule_lists_samples() -> None:
     assert shown.removed(listed).sum() == len(expected)
 
 
+@pytest.mark.parametrize(
+    ("cotangent", "loss", "fixed"),
+    [
+        ("outputs", SampleLoss(), {"trak", "representer_points"}),
+        ("score", SampleLoss("binary_cross_entropy"), set()),
+        ("label_logit", SampleLoss(), {"loss", "relabel", "gauss_newton", "linearised_retraining", "representer_points"}),
+        ("score", SampleLoss("huber"), {"relabel", "score_difference", "trak"}),
+    ],
+)
+def test_each_kernel_says_which_what_ifs_it_leaves_free(cotangent: Cotangent, loss: SampleLoss, fixed: set[str]) -> None:
+    """And what it says is so: a what-if that is called unavailable refuses, an available one answers."""
+    networks = models(CLASSES if cotangent != "score" else 1)
+    sides = tuple(samples(side, value=LABELS[side].numpy() / 2, binary=LABELS[side].numpy() % 2) for side in ("train", "test"))
+    target = "value" if not loss.is_of_label else "binary" if cotangent == "score" else "label"
+    shown = view(cotangent, loss, networks, sides=sides, target=target)
+    table = shown.what_ifs().set_index("what_if")
+    assert set(table.index[~table["available"]]) == fixed
+    assert (table.loc[sorted(fixed), "why_not"].str.len() > 10).all()
+    ask = {
+        "relabel": lambda: shown.relabel_effects(pd.DataFrame(), range(2 if target == "binary" else CLASSES)),
+        "score_difference": lambda: view(cotangent, loss, networks, sides=sides, target=target, test_quantity="score_difference"),
+    }
+    for name, work in ask.items():
+        if name in fixed:
+            with pytest.raises(ViewError):
+                work()
+        else:
+            work()
+    outputs = [
+        np.stack([model_outputs(model, INPUTS[side]).numpy().squeeze(-1 if cotangent == "score" else ()) for model in networks])
+        for side in INPUTS
+    ]
+    training = Training((0, 1), *outputs, np.array([0.0, 0.01]), 2, TRAIN, "SGD")
+    last = view(cotangent, loss, networks, sides=sides, target=target, layers=[1])
+    methods = Methods(shown, training, last_layer=last).available().set_index("method")
+    for name in ("trak", "linearised_retraining", "representer_points"):
+        assert (methods.loc[name, "why_not"] == "") == (name not in fixed), methods.loc[name, "why_not"]
+    assert methods.loc["curvature", "why_not"] == ""
+
+
 def test_what_a_kernel_fixes_is_said_with_what_is_left() -> None:
     networks = models(CLASSES)
     with pytest.raises(ViewError, match=r"fixes each sample's label; the loss label_smoothing.*cross_entropy, focal"):
@@ -200,3 +241,32 @@ def test_what_a_kernel_fixes_is_said_with_what_is_left() -> None:
         view("score", SampleLoss("huber"), models(1), sides=values, target="value", test_quantity="score_difference")
     with pytest.raises(OutputShapeError, match="one row per sample"):
         output_kernel_by_layer(nn.Unflatten(1, (3, 1)), INPUTS["train"])
+
+
+@pytest.mark.parametrize(
+    ("cotangent", "curvature"), [("outputs", "gauss_newton"), ("outputs", "fisher"), ("label_logit", "fisher")]
+)
+def test_curvature_of_classes_is_the_inverse_hessian_in_parameter_space(cotangent: Cotangent, curvature: str) -> None:
+    """Gauss-Newton of cross-entropy from every output; the empirical Fisher also from the kernel of logit(p_y)."""
+    networks, loss, delta = models(CLASSES), SampleLoss(), 0.5
+    train, test = (gradients(loss, networks, side, LABELS[side]) for side in ("train", "test"))
+    shown = view(cotangent, loss, networks)
+    outputs = [np.stack([model_outputs(model, INPUTS[side]).numpy() for model in networks]) for side in INPUTS]
+    training = Training((0, 1), *outputs, np.array([0.0, 0.01]), 2, TRAIN, "SGD")
+    expected = []
+    for c, model in enumerate(networks):
+        if curvature == "fisher":
+            hessian = train[c].T @ train[c]
+        else:
+            rows = [
+                torch.autograd.grad(model(x[None])[0, k], list(model.parameters())) for x in INPUTS["train"] for k in range(CLASSES)
+            ]
+            j = np.stack([torch.cat([part.flatten() for part in row]).numpy() for row in rows]).reshape(TRAIN, CLASSES, -1)
+            p = model(INPUTS["train"]).softmax(-1).detach().numpy()
+            middle = p[:, :, None] * np.eye(CLASSES) - p[:, :, None] * p[:, None, :]
+            hessian = np.einsum("nap,nab,nbq->pq", j, middle, j)
+        damping = delta * np.trace(hessian) / np.linalg.matrix_rank(hessian)
+        expected.append(train[c] @ np.linalg.solve(hessian + damping * np.eye(len(hessian)), test[c].T))
+    found = Methods(shown, training, curvature=curvature, delta=delta).influence("curvature", "test1")
+    wanted = np.mean(expected, axis=0)[:, 1]
+    np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3 * np.abs(wanted).max())

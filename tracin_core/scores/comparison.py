@@ -337,6 +337,8 @@ class Methods:
             return pair_rows(examples.ends[:, 0], examples.ends[:, 1], target, examples.positions)
         if isinstance(examples, SampleExamples) and examples.cotangent == "label_logit":
             return sparse.eye_array(len(examples), format="csr")
+        if isinstance(examples, SampleExamples) and examples.cotangent == "score" and examples.loss.is_of_label:
+            return sparse.diags_array(2.0 * examples.targets - 1, format="csr")
         raise ViewError(
             "TRAK is about a margin: that of a pair, or logit(p_y) of a sample. Compute a run of ranking, or one that keeps the "
             "kernel of logit(p_y)."

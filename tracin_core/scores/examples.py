@@ -31,6 +31,7 @@ Rows = slice | npt.NDArray[np.int64]
 TestQuantity = Literal["loss", "score_difference"]
 Cotangent = Literal["score", "label_logit", "outputs"]
 ALL: Final = slice(None)
+NUMBERS: Final = "targets are numbers, not labels"
 
 
 class Examples(ABC):
@@ -80,6 +81,11 @@ class Examples(ABC):
     @abstractmethod
     def described(self) -> str:
         """The loss and its settings in words."""
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """The what-ifs that the kernel leaves no room for, each with its reason; empty where everything is free."""
+        return {}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -282,6 +288,28 @@ class SampleExamples(Examples):
     @cached_property
     def losses(self) -> Array:
         return np.stack([sample_loss(self.loss, outputs, self.targets) for outputs in self.outputs])
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        if self.cotangent == "outputs":
+            apart = {
+                "trak": "its margins are those of the kernel of logit(p_y); compute a run that keeps it",
+                "representer_points": "with several outputs they need the features of the last layer, which no kernel keeps apart",
+            }
+            return apart if self.loss.is_of_label else {"relabel": NUMBERS, "score_difference": NUMBERS, **apart}
+        if self.cotangent == "score" and self.loss.is_of_label:
+            return {}
+        if self.cotangent == "score":
+            return {"relabel": NUMBERS, "score_difference": NUMBERS, "trak": "a number has no margin"}
+        kept = "the kernel is of logit(p_y), which fixes each sample's label"
+        cure = "compute a run that keeps all outputs"
+        return {
+            "loss": f"{kept}, so only losses of p_y are scalings of it (cross_entropy, focal, generalized_cross_entropy); {cure}",
+            "relabel": f"{kept}; {cure}",
+            "gauss_newton": f"the curvature of cross-entropy needs every output, and {kept}; choose fisher, or {cure}",
+            "linearised_retraining": f"a replay follows every output, and {kept}; {cure}",
+            "representer_points": f"the last layer's outputs stand apart, and {kept}; {cure}",
+        }
 
     @cached_property
     def label_logits(self) -> Array:

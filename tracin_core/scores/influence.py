@@ -170,6 +170,12 @@ class Influence:
         counted = self.checkpoint_weights != 0
         return np.asarray(~np.any(self.test.derivatives[counted] != 0, axis=0))
 
+    @cached_property
+    def dead_train(self) -> npt.NDArray[np.bool_]:
+        """Which training examples have no gradient at any checkpoint of the view: influence 0, cosine and relative undefined: [N]."""
+        counted = self.checkpoint_weights != 0
+        return np.asarray(~np.any(self.train.derivatives[counted] != 0, axis=0))
+
     # ---- kernels ------------------------------------------------------------------------------------------------------------
 
     @cached_property

@@ -16,6 +16,22 @@ from tracin_core.scores.relabel import relabel_effects
 from tracin_core.scores.sample_losses import SampleLoss
 from tracin_core.scores.selection import Selection
 
+WHAT_IFS = (
+    "checkpoints",
+    "weights",
+    "layers",
+    "measure",
+    "exclusions",
+    "loss",
+    "score_difference",
+    "relabel",
+    "gauss_newton",
+    "fisher",
+    "trak",
+    "linearised_retraining",
+    "representer_points",
+)
+
 
 class View(Selection):
     """The scores of one run under one loss, one choice of checkpoints and weights. Nothing here computes a gradient.
@@ -152,6 +168,12 @@ class View(Selection):
             table = table[(low == cell[0]) & (high == cell[1])]
         ordered = table.sort_values(["score", "id"], ascending=[ascending, True], ignore_index=True)
         return ordered if k is None else ordered.dropna(subset="score").head(k)
+
+    def what_ifs(self) -> pd.DataFrame:
+        """Which questions this run's kernels leave free: what_if, available, why_not (what the kernel fixes, and what would free it)."""
+        fixed = self.train.fixed
+        rows = [{"what_if": name, "available": name not in fixed, "why_not": fixed.get(name, "")} for name in WHAT_IFS]
+        return pd.DataFrame(rows)
 
     # ---- labels and angles ---------------------------------------------------------------------------------------------------
 
