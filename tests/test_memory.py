@@ -35,6 +35,14 @@ def test_a_plan_keeps_its_budget(rows: int, columns: int | None, batch: int, siz
     assert plan.differentiated >= roomy.differentiated
 
 
+def test_of_two_sides_that_fit_the_shorter_is_kept() -> None:
+    """Both are differentiated once; what is kept is what takes room."""
+    for rows, columns in ((512, 256), (256, 512)):
+        plan = plan_tiling(rows, columns, batch_size=32, sample_bytes=1_000, budget=2**30)
+        assert plan.keep_rows == (rows < columns)
+        assert plan.differentiated == rows + columns
+
+
 def test_a_plan_streams_the_longer_side() -> None:
     """20,000 x 2,000 samples of 1.7 MB each in 2 GiB: the 2,000 are kept, in two tiles."""
     plan = plan_tiling(20_000, 2_000, batch_size=32, sample_bytes=1_700_000, budget=2 * 2**30)

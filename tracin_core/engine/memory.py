@@ -69,7 +69,8 @@ class MemoryEstimate:
 def plan_tiling(rows: int, columns: int | None, *, batch_size: int, sample_bytes: int, budget: int) -> Tiling:
     """The plan that keeps within the budget, or the smallest there is: one unit kept and one passing.
 
-    With t of the kept side's u units at once, the other side is differentiated ceil(u / t) times; the side that makes for less is kept.
+    With t of the kept side's u units at once, the other side is differentiated ceil(u / t) times; the side that makes for less is kept,
+    of equals the shorter one.
 
     Args:
         columns: None for the rows against themselves; then a tile is met by itself and by what follows it.
@@ -89,7 +90,7 @@ def plan_tiling(rows: int, columns: int | None, *, batch_size: int, sample_bytes
         )
     turns = {side: -(-count // (unit * batch_size * tile)) for side, count in (("rows", rows), ("columns", columns))}
     by_rows, by_columns = rows + turns["rows"] * columns, columns + turns["columns"] * rows
-    keep_rows = by_rows <= by_columns
+    keep_rows = (by_rows, rows) <= (by_columns, columns)
     kept, streamed = (rows, columns) if keep_rows else (columns, rows)
     return Tiling(unit, tile, keep_rows, min(by_rows, by_columns), held(kept, streamed, unit, tile, batch_size, sample_bytes))
 
