@@ -7,16 +7,15 @@ at any instant, the next worker takes the job up again; finished blocks, checkpo
 """
 
 import argparse
+import errno
 import os
 import platform
-import signal
 import sys
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -24,28 +23,42 @@ from typing import Any, Final
 import filelock
 import numpy as np
 import pandas as pd
-import psutil
 
 from tracin_core.blocks import BlockFailure, BlockSpec, Layers, Receipt, run_block
 from tracin_core.data.files import read_json, write_text
 from tracin_core.data.readers import PREPROCESSING, list_recordings, preview_png, preview_wav, read_inputs, sample_digest
 from tracin_core.data.samples import require_classes
 from tracin_core.data.simulated import read_truth, simulate_recordings
-from tracin_core.errors import CheckpointError, DiskFullError, JobCancelledError, JobFailedError, NonFiniteError, TracInError
+from tracin_core.errors import (
+    CheckpointError,
+    DiskFullError,
+    JobCancelledError,
+    JobFailedError,
+    NonFiniteError,
+    TracInError,
+    WorkspaceError,
+)
 from tracin_core.recipe import EngineSection, ModelSection, Recipe, TaskSection
+from tracin_core.records import processes
 from tracin_core.records.checkpoint_files import list_checkpoints
 from tracin_core.records.datasets import Inputs, dataset_key, keep_inputs, load_inputs, sealed_chunks, split_key, stored_split
 from tracin_core.records.interchange import training_exclusions
-from tracin_core.records.jobs import Job
+from tracin_core.records.progress import InterruptedJob, Progress, Pulse, SteppedBack
 from tracin_core.records.runs import Chunk, Manifest
 from tracin_core.records.store import digest_of
 from tracin_core.records.workspace import Workspace, open_workspace
 from tracin_core.scores.losses import PairLoss
 
+ROOM_FACTOR: Final = 1.1  # what a run's blocks take on a disk, beside their bytes
+NAMED_BLOCKS: Final = 3  # in a sentence
 ATTEMPTS: Final = 3  # of a block, before it counts as failed
-BEAT_SECONDS: Final = 0.25
 IDLE_SECONDS: Final = float(os.environ.get("TRACIN_WORKER_IDLE", "60"))
+LOOK_SECONDS: Final = 0.1  # for work, while there is none
+ROOM_SECONDS: Final = 1.0  # for room on a full disk
+RECORD_TRIES: Final = 30
 LOCK_SECONDS: Final = 3.0
+MORE_ROOM: Final = 2**20
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 RECORDED_LOSSES: Final = {
     "standard": "margin",
     "margin": "margin",
@@ -58,169 +71,143 @@ RECORDED_LOSSES: Final = {
 KERNEL_BUDGET: Final = 256 * 2**20  # bytes of a checkpoint's kernels; beyond it, layers are kept as `rest` and `last`
 
 
-class Interrupted(Exception):
-    """SIGTERM: the job goes back to the queue and this process ends."""
-
-
-class Progress:
-    """What a running job tells: its step, how far it is, when it may end. Also where it learns that it should stop."""
-
-    def __init__(self, workspace: Workspace, job: Job, owner: str, weights: dict[str, float]) -> None:
-        self.workspace, self.job, self.owner = workspace, job, owner
-        self._weights = weights
-        self._before = 0.0
-        self._step, self._done, self._total = "", 0, 1
-        self._started = time.monotonic()
-        self._skipped = 0.0
-        self._seen: set[str] = set()
-        self._last = 0.0
-        self.stopping = False
-
-    def step(self, name: str, total: int) -> None:
-        """The named step begins; it has so many parts."""
-        self._pass()
-        self._step, self._done, self._total = name, 0, max(total, 1)
-        self.say(f"{name}: {total}")
-        self._tell(stalls=0)
-
-    def skip(self, *names: str) -> None:
-        """What these steps would do is on disk already."""
-        self._pass()
-        for name in names:
-            self._step = name
-            self._skipped += self._weight()
-            self._pass()
-
-    def _pass(self) -> None:
-        self._before += self._weight()
-        self._seen.add(self._step)
-        self._step = ""
-
-    def _weight(self) -> float:
-        """The current step's share; a step that is done a second time is quick and has none."""
-        return 0.0 if self._step in self._seen else self._weights.get(self._step, 0.0)
-
-    def advance(self, done: int, total: int | None = None) -> None:
-        """So many parts of the step are done.
-
-        Raises:
-            JobCancelledError: somebody cancelled the job.
-            Interrupted: this process was asked to end.
-        """
-        self._done, self._total = done, total or self._total
-        if time.monotonic() - self._last >= BEAT_SECONDS or self.stopping:
-            self._tell()
-
-    def say(self, line: str) -> None:
-        """The line is in the job's log."""
-        path = self.workspace.queue.log_path(self.job.id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as log:
-            log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
-
-    def set_run(self, run_id: str) -> None:
-        """The job is known to make this run."""
-        self._tell(run_id=run_id)
-
-    def _tell(self, **more: object) -> None:
-        if self.stopping:
-            raise Interrupted
-        self._last = time.monotonic()
-        fraction = (self._before + self._weight() * self._done / self._total) / sum(self._weights.values())
-        going = self.workspace.queue.beat(
-            self.job.id,
-            self.owner,
-            step=self._step,
-            done=self._done,
-            total=self._total,
-            fraction=min(fraction, 1.0),
-            eta_seconds=self._remaining(fraction),
-            **more,
-        )
-        if not going:
-            raise JobCancelledError(f"'{self.job.title}' was cancelled during '{self._step}'; finished blocks are kept.")
-
-    def _remaining(self, fraction: float) -> float | None:
-        """Seconds left at the pace so far; None in the first three seconds, when it would be a guess."""
-        elapsed = time.monotonic() - self._started
-        made = fraction - self._skipped / sum(self._weights.values())
-        if elapsed < 3 or made <= 0.02:
-            return None
-        return elapsed * max(1 - fraction, 0.0) / made
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs until there has been no work for a while; 0 also when another worker is at work already."""
     parser = argparse.ArgumentParser(prog="python -m tracin_core.worker", description="Runs the background jobs of a workspace.")
     parser.add_argument("workspace", type=Path)
     parser.add_argument("--idle", type=float, default=IDLE_SECONDS, help="seconds without work before the process ends")
     chosen = parser.parse_args(arguments)
-    workspace = open_workspace(chosen.workspace)
+    try:
+        while serve_alone(open_workspace(chosen.workspace), chosen.idle):
+            continue
+    except TracInError as failure:
+        print(f"{type(failure).__name__}: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def serve_alone(workspace: Workspace, idle_seconds: float) -> bool:
+    """Jobs were served while no other worker could; True if somebody asked for more just when this one stopped looking."""
     lock = workspace.queue.worker_lock()
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except filelock.Timeout:
-        return 0
+        return False
     with lock:
-        serve(workspace, chosen.idle)
-    return 0
+        ended = serve(workspace, idle_seconds)
+    return not ended and workspace.queue.others_wait()
 
 
-def serve(workspace: Workspace, idle_seconds: float) -> None:
-    """Jobs are done one after the other until there has been none for so long, or SIGTERM arrives."""
-    owner = f"{psutil.boot_time():.0f}:{os.getpid()}:{psutil.Process().create_time():.2f}:{uuid.uuid4().hex[:6]}"
-    current: list[Progress] = []
-    stopped: list[int] = []
-
-    def stop(number: int, _frame: object) -> None:
-        stopped.append(number)
-        for progress in current:
-            progress.stopping = True
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    workspace.queue.recover()
-    last_work = time.monotonic()
-    while not stopped and time.monotonic() - last_work < idle_seconds:
-        job = workspace.queue.claim(owner)
-        if job is None:
-            time.sleep(0.1)
+def serve(workspace: Workspace, idle_seconds: float) -> bool:
+    """Jobs are done one after the other until there has been none for so long; True if SIGTERM came before."""
+    owner = processes.this_process()
+    pulse = Pulse(workspace.queue, owner)
+    pulse.listen()
+    looked_for_room = last_work = time.monotonic()
+    while not pulse.stopping and time.monotonic() - last_work < idle_seconds:
+        if do_next(workspace, owner, pulse.follow):
+            last_work = time.monotonic()
             continue
-        handler, weights = HANDLERS[job.kind]
-        progress = Progress(workspace, job, owner, weights)
-        current[:] = [progress]
+        time.sleep(LOOK_SECONDS)
+        if time.monotonic() - looked_for_room >= ROOM_SECONDS:
+            looked_for_room = time.monotonic()
+            if workspace.queue.any_paused():
+                last_work = looked_for_room
+    return pulse.stopping
+
+
+def do_next(workspace: Workspace, owner: str, follow: Callable[[Progress | None], None] = lambda progress: None) -> bool:
+    """The next job was taken and has ended or stepped back; False if there is none, or no room to take one.
+
+    Args:
+        follow: told which job runs, and None once it does not.
+    """
+    try:
+        job = workspace.queue.claim(owner)
+    except DiskFullError:
+        return False
+    if job is None:
+        return False
+    handler, weights = HANDLERS[job.kind]
+    progress = Progress(workspace, job, owner, weights)
+    follow(progress)
+    try:
         run_job(progress, handler)
-        current.clear()
-        last_work = time.monotonic()
+    finally:
+        follow(None)
+    return True
 
 
 def run_job(progress: Progress, handler: Callable[[Progress], dict[str, Any]]) -> None:
-    """The job has ended in the catalogue, well or not; no error leaves here."""
-    job, queue, owner = progress.job, progress.workspace.queue, progress.owner
+    """The job has ended in the catalogue, well or not; no error leaves here but that of a catalogue that cannot be written."""
+    progress.note("started", kind=progress.job.kind, attempt=progress.job.attempts)
     try:
+        progress.require_room(0, "a job")
         result = handler(progress)
-    except Interrupted:
-        progress.say("interrupted: queued again")
-        queue.finish(job.id, owner, "queued")
+    except InterruptedJob:
+        end(progress, "queued", "interrupted: queued again")
+    except SteppedBack:
+        progress.workspace.queue.step_back(progress.job.id, progress.owner)
     except JobCancelledError as failure:
-        progress.say(str(failure))
-        queue.finish(job.id, owner, "cancelled", error=str(failure))
+        end(progress, "cancelled", str(failure), error=str(failure))
     except DiskFullError as failure:
-        progress.say(str(failure))
-        queue.finish(job.id, owner, "paused", error=str(failure))
+        pause(progress, str(failure))
+    except OSError as failure:
+        if failure.errno in FULL:
+            pause(progress, f"No room on the disk ({reason_of(failure)}); free some space, and the job goes on by itself.")
+        else:
+            fail(progress, f"The disk refused ({reason_of(failure)}); look after it, then resume: finished work is kept.")
     except TracInError as failure:
-        progress.say(f"{type(failure).__name__}: {failure}")
-        queue.finish(job.id, owner, "failed", error=str(failure))
+        failed = {"failed_blocks": progress.failures} if progress.failures else None
+        end(progress, "failed", f"{type(failure).__name__}: {failure}", error=str(failure), result=failed)
     except Exception as failure:
-        incident = uuid.uuid4().hex[:8]
-        progress.say(f"incident {incident}\n{traceback.format_exc()}")
-        sentence = (
-            f"Something unforeseen happened ({type(failure).__name__}: {failure}); the job's log has the details under {incident}."
-        )
-        queue.finish(job.id, owner, "failed", error=sentence)
+        fail(progress, f"Something unforeseen happened ({type(failure).__name__}: {failure}).")
     else:
-        progress.say("done")
-        queue.finish(job.id, owner, "done", result=result)
+        end(progress, "done", "done", result=result)
+
+
+def fail(progress: Progress, sentence: str) -> None:
+    """The job has failed; an incident's number leads from its sentence to the traceback, in both logs."""
+    incident = uuid.uuid4().hex[:8]
+    progress.note("incident", incident=incident, exc_info=True)
+    sentence = f"{' '.join(sentence.split())} The job's log has the details under {incident}."
+    end(progress, "failed", f"incident {incident}\n{traceback.format_exc()}", error=sentence)
+
+
+def pause(progress: Progress, sentence: str) -> None:
+    """The job waits for room: as much as it asked for, or noticeably more than there is."""
+    needed = progress.bytes_needed or progress.workspace.queue.free_bytes() + MORE_ROOM
+    end(progress, "paused", sentence, error=sentence, result={"bytes_needed": needed})
+
+
+def end(progress: Progress, state: str, line: str, *, error: str | None = None, result: dict[str, Any] | None = None) -> None:
+    """The line is in the logs and the state in the catalogue, as soon as that can be written.
+
+    Raises:
+        WorkspaceError: it cannot, again and again; the job is taken up by the next worker.
+    """
+    progress.say(line)
+    progress.note(state, **({} if error is None else {"error": error}))
+    tries = 0
+    while True:
+        try:
+            progress.workspace.queue.finish(progress.job.id, progress.owner, state, error=error, result=result)
+            return
+        except DiskFullError:
+            if progress.stopping:
+                return
+        except WorkspaceError:
+            tries += 1
+            if progress.stopping or tries >= RECORD_TRIES:
+                raise
+        time.sleep(ROOM_SECONDS)
+
+
+def reason_of(failure: BaseException) -> str:
+    """Why, in a few words and without the folders of this machine."""
+    if isinstance(failure, OSError) and failure.strerror:
+        return failure.strerror if failure.filename is None else f"{failure.strerror}: '{Path(str(failure.filename)).name}'"
+    return " ".join(str(failure).split()) or type(failure).__name__
 
 
 # ---- analysis ---------------------------------------------------------------------------------------------------------------
@@ -298,23 +285,48 @@ def compute_blocks(progress: Progress, recipe: Recipe, manifest: Manifest, layer
             BlockSpec(str(workspace.root), manifest.dataset, digest, key, recipe.model, recipe.engine, layers) for key in missing
         ]
         progress.advance(0)
+    progress.require_room(
+        int(ROOM_FACTOR * sum(spec.key.bytes for spec in specs)), f"what is left of the run ({len(specs)} blocks)"
+    )
     found = total - len(specs)
     failures: list[BlockFailure] = []
-    for done, outcome in enumerate(local_runner(specs), start=found + 1):
+    for done, outcome in enumerate(local_runner(with_room(progress, specs)), start=found + 1):
         if isinstance(outcome, BlockFailure):
             failures.append(outcome)
             progress.say(f"block {outcome.name} failed after {outcome.attempts} attempts: {outcome.reason}")
+            progress.note("block_failed", block=outcome.name, reason=outcome.reason, attempts=outcome.attempts)
         else:
             record_block(workspace, outcome)
-            for note in outcome.notes:
-                progress.say(f"block {outcome.name}: {note}")
+            note_block(progress, outcome)
         progress.advance(done)
     progress.say(f"blocks computed: {len(specs) - len(failures)}, found: {found}")
     if failures:
+        progress.failures = [asdict(failure) for failure in failures]
+        named = ", ".join(f"'{failure.name}'" for failure in failures[:NAMED_BLOCKS])
+        more = f" and {len(failures) - NAMED_BLOCKS} more, which the job's log names" if len(failures) > NAMED_BLOCKS else ""
         raise JobFailedError(
-            f"{len(failures)} of {total} blocks failed, first '{failures[0].name}': {failures[0].reason} The other {total - len(failures)} "
+            f"Done with {len(failures)} of {total} blocks failed: {named}{more} ({failures[0].reason}) The other {total - len(failures)} "
             f"are kept; mend the cause, then resume."
         )
+
+
+def with_room(progress: Progress, specs: Iterable[BlockSpec]) -> Iterator[BlockSpec]:
+    """Each spec, once the disk has room for its block.
+
+    Raises:
+        DiskFullError: it has not.
+    """
+    for spec in specs:
+        progress.require_room(spec.key.bytes, "the next block")
+        yield spec
+
+
+def note_block(progress: Progress, receipt: Receipt) -> None:
+    """What became of the block is in the logs."""
+    facts = {"checkpoint": receipt.name.partition("/")[0], "ms": round(1000 * receipt.seconds), "rss": receipt.rss_mb}
+    progress.note("block", block=receipt.name, computed=receipt.computed, **facts)
+    for note in receipt.notes:
+        progress.say(f"block {receipt.name}: {note}")
 
 
 def local_runner(specs: Iterable[BlockSpec]) -> Iterator[Receipt | BlockFailure]:
@@ -328,9 +340,9 @@ def local_runner(specs: Iterable[BlockSpec]) -> Iterator[Receipt | BlockFailure]
 
 
 def tried(spec: BlockSpec) -> Receipt | BlockFailure:
-    """The block's receipt, or why there is none after all attempts."""
-    reason = ""
-    for _ in range(ATTEMPTS):
+    """The block's receipt, or why there was none at the first of all attempts: later ones may fail of what that one left."""
+    reasons: list[str] = []
+    while len(reasons) < ATTEMPTS:
         try:
             return run_block(spec)
         except DiskFullError:
@@ -338,8 +350,10 @@ def tried(spec: BlockSpec) -> Receipt | BlockFailure:
         except NonFiniteError as failure:
             return BlockFailure(spec.key.name, str(failure), 1)  # the same numbers would come again
         except (TracInError, OSError, RuntimeError, MemoryError) as failure:
-            reason = str(failure) or type(failure).__name__
-    return BlockFailure(spec.key.name, reason, ATTEMPTS)
+            if isinstance(failure, OSError) and failure.errno in FULL:
+                raise
+            reasons.append(reason_of(failure))
+    return BlockFailure(spec.key.name, reasons[0], ATTEMPTS)
 
 
 def record_block(workspace: Workspace, receipt: Receipt) -> None:

@@ -1,15 +1,19 @@
 """Background jobs: asked for by anyone, done by the workspace's one worker process, remembered in the catalogue.
 
-    queued -> running -> done | failed | cancelled | paused (no room on the disk) | lost
-                 ^----- queued again when its worker died
+    queued -> running -> done | failed | cancelled | lost
+      ^          |----- queued again when its worker died, was told to end, or lets others go first
+      '----------+----- paused: no room on the disk; queued again by the next look once there is
 
 The worker holds an operating-system lock on the workspace for as long as it lives; whoever holds that lock knows that no other
 worker is alive, whatever pids and clocks say. So a job found `running` by a new worker lost its old one, and is simply taken up
-again: the blocks it had finished are on disk.
+again: the blocks it had finished are on disk. Should the lock's file be removed by hand, the owner's name still tells a living worker
+(`processes`), and a second one takes nothing while the first has a job. A worker that holds the lock but has stopped living is ended by
+whoever has watched its heartbeat stand still for a lease.
 """
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -23,6 +27,7 @@ from typing import Any, Final
 import filelock
 
 from tracin_core.errors import JobCancelledError, JobFailedError, NotFoundError
+from tracin_core.records import processes
 from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.store import digest_of
 
@@ -30,6 +35,7 @@ LIVE: Final = ("queued", "running")
 ENDED: Final = ("done", "failed", "cancelled", "paused", "lost")
 STALL_LIMIT: Final = 10
 START_SECONDS: Final = 5.0
+LEASE_SECONDS: Final = 60.0  # a worker beats every few seconds, whatever it computes
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,9 @@ class Job:
         return cls(**plain)
 
 
+REQUEUE: Final = "UPDATE job SET state = 'queued', error = NULL, result = NULL, finished = NULL"
+
+
 class JobQueue:
     """The jobs of one workspace, first come first served."""
 
@@ -76,13 +85,16 @@ class JobQueue:
         self.root = root
         self._started: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
+        self._beat: tuple[str | None, float | None] = (None, None)
+        self._beat_seen = 0.0
 
     def submit(self, kind: str, request: dict[str, Any], *, title: str, run_id: str | None = None) -> Job:
-        """The job is in the catalogue and a worker is on its way; a live job with the same request is returned as it is."""
+        """The job is in the catalogue and a worker is on its way; a live job with the same request is returned as it is, a paused
+        one is tried again."""
         digest = digest_of([kind, request])
         with self.catalogue.transaction() as connection:
             row = connection.execute(
-                "SELECT id FROM job WHERE request_digest = ? AND state IN ('queued', 'running') AND cancel = 0",
+                "SELECT id FROM job WHERE request_digest = ? AND state IN ('queued', 'running', 'paused') AND cancel = 0",
                 (digest,),
             ).fetchone()
             if row is None:
@@ -94,6 +106,7 @@ class JobQueue:
                 )
             else:
                 job_id = row["id"]
+                connection.execute(f"{REQUEUE} WHERE id = ? AND state = 'paused'", (job_id,))
         self.ensure_worker()
         return self.get(job_id)
 
@@ -113,7 +126,7 @@ class JobQueue:
         """The job ends before its next block; what it finished is kept."""
         with self.catalogue.transaction() as connection:
             connection.execute(
-                "UPDATE job SET state = 'cancelled', finished = ? WHERE id = ? AND state = 'queued'",
+                "UPDATE job SET state = 'cancelled', finished = ? WHERE id = ? AND state IN ('queued', 'paused')",
                 (time.time(), job_id),
             )
             connection.execute("UPDATE job SET cancel = 1 WHERE id = ? AND state = 'running'", (job_id,))
@@ -123,9 +136,7 @@ class JobQueue:
         """An ended job is queued again and takes up where it was."""
         with self.catalogue.transaction() as connection:
             connection.execute(
-                "UPDATE job SET state = 'queued', cancel = 0, error = NULL, finished = NULL, stalls = 0 "
-                "WHERE id = ? AND state IN ('failed', 'cancelled', 'paused', 'lost')",
-                (job_id,),
+                f"{REQUEUE}, cancel = 0, stalls = 0 WHERE id = ? AND state IN ('failed', 'cancelled', 'paused', 'lost')", (job_id,)
             )
         self.ensure_worker()
         return self.get(job_id)
@@ -173,11 +184,16 @@ class JobQueue:
             return True
 
     def ensure_worker(self) -> None:
-        """If there is work and no worker, one is started, detached from this process."""
-        if not self.catalogue.read("SELECT 1 FROM job WHERE state IN ('queued', 'running') LIMIT 1"):
+        """If there is work and no worker that lives, one is started, detached from this process; paused jobs go on if there is room."""
+        self.wake_paused()
+        work = self.catalogue.read("SELECT owner, beat FROM job WHERE state IN ('queued', 'running') ORDER BY state DESC LIMIT 1")
+        if not work:
             return
         starting = self._started is not None and self._started.poll() is None
-        if (starting and time.monotonic() - self._started_at < START_SECONDS) or self.worker_is_alive():
+        if starting and time.monotonic() - self._started_at < START_SECONDS:
+            return
+        if self.worker_is_alive():
+            self._end_if_overdue(work[0]["owner"], work[0]["beat"])
             return
         log = self.root / "jobs" / "worker.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -193,26 +209,42 @@ class JobQueue:
             )
         self._started_at = time.monotonic()
 
+    def _end_if_overdue(self, owner: str | None, beat: float | None) -> None:
+        """A worker whose heartbeat stood still for a lease, by this process's own clock, is ended: the next look starts another."""
+        now = time.monotonic()
+        if (owner, beat) != self._beat:
+            self._beat, self._beat_seen = (owner, beat), now
+        elif owner is not None and now - self._beat_seen > LEASE_SECONDS:
+            processes.kill(owner)
+
+    def wake_paused(self) -> None:
+        """Paused jobs for which the disk has room by now are queued again."""
+        for row in self.catalogue.read("SELECT id, result FROM job WHERE state = 'paused'"):
+            needed = int(json.loads(row["result"] or "{}").get("bytes_needed", 0))
+            if self.free_bytes() < needed:
+                continue
+            with self.catalogue.transaction() as connection:
+                connection.execute(f"{REQUEUE} WHERE id = ? AND state = 'paused'", (row["id"],))
+
+    def free_bytes(self) -> int:
+        """Room on the workspace's disk, as this user may fill it."""
+        return shutil.disk_usage(self.root).free
+
     # ---- called by the worker only ------------------------------------------------------------------------------------------
 
-    def recover(self) -> None:
-        """Jobs whose worker died are queued again. Only the holder of the worker lock may call this."""
-        with self.catalogue.transaction() as connection:
-            connection.execute(
-                "UPDATE job SET state = 'lost', finished = ?, error = ? WHERE state = 'running' AND stalls >= ?",
-                (
-                    time.time(),
-                    f"The worker process ended {STALL_LIMIT} times in a row without finishing a step: it was probably short of "
-                    f"memory. Choose a smaller batch size, or free memory, then resume.",
-                    STALL_LIMIT,
-                ),
-            )
-            connection.execute("UPDATE job SET state = 'queued', stalls = stalls + 1 WHERE state = 'running'")
-
     def claim(self, owner: str) -> Job | None:
-        """The next job is running and belongs to this owner, heartbeat included; None if there is nothing to do."""
+        """The next job is running and belongs to this owner, heartbeat included; None if there is nothing to do.
+
+        Jobs whose worker died come first. While another worker that lives has one, there is nothing to do.
+        """
+        if not self.catalogue.read("SELECT 1 FROM job WHERE state IN ('queued', 'running') LIMIT 1"):
+            return None
         now = time.time()
         with self.catalogue.transaction() as connection:
+            for row in connection.execute("SELECT id, owner FROM job WHERE state = 'running'").fetchall():
+                if row["owner"] != owner and processes.lives(row["owner"]):
+                    return None
+                self._take_from_dead(connection, row["id"])
             row = connection.execute("SELECT id FROM job WHERE state = 'queued' ORDER BY position LIMIT 1").fetchone()
             if row is None:
                 return None
@@ -222,6 +254,42 @@ class JobQueue:
                 (owner, now, now, row["id"]),
             )
         return self.get(row["id"])
+
+    def _take_from_dead(self, connection: sqlite3.Connection, job_id: str) -> None:
+        """The job is queued again, unless its workers died again and again without finishing a step, or it was being cancelled."""
+        connection.execute(
+            "UPDATE job SET state = 'lost', finished = ?, error = ? WHERE id = ? AND stalls >= ?",
+            (
+                time.time(),
+                f"The worker process ended {STALL_LIMIT} times in a row without finishing a step: it was probably short of "
+                f"memory. Choose a smaller batch size, or free memory, then resume.",
+                job_id,
+                STALL_LIMIT,
+            ),
+        )
+        connection.execute(
+            "UPDATE job SET state = 'cancelled', cancel = 0, finished = ? WHERE id = ? AND state = 'running' AND cancel = 1",
+            (time.time(), job_id),
+        )
+        connection.execute("UPDATE job SET state = 'queued', stalls = stalls + 1 WHERE id = ? AND state = 'running'", (job_id,))
+
+    def step_back(self, job_id: str, owner: str) -> None:
+        """The job waits behind all others: it has nothing to do for now."""
+        with self.catalogue.transaction() as connection:
+            connection.execute(
+                "UPDATE job SET state = 'queued', attempts = attempts - 1, position = (SELECT MAX(position) + 1 FROM job) "
+                "WHERE id = ? AND owner = ? AND state = 'running'",
+                (job_id, owner),
+            )
+
+    def any_paused(self) -> bool:
+        """Some job waits for room; those for which there is some are queued again by this look."""
+        self.wake_paused()
+        return bool(self.catalogue.read("SELECT 1 FROM job WHERE state = 'paused' LIMIT 1"))
+
+    def others_wait(self) -> bool:
+        """Somebody waits for the worker."""
+        return bool(self.catalogue.read("SELECT 1 FROM job WHERE state = 'queued' LIMIT 1"))
 
     def beat(self, job_id: str, owner: str, **progress: object) -> bool:
         """Progress and heartbeat are stored; True if the job should go on (not cancelled, still this owner's)."""
