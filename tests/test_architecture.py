@@ -38,8 +38,17 @@ DOORS = {
         "tracin_core.recipe",
     ),
     "tracin_core/blocks.py": ("tracin_core.engine", "tracin_core.records", "tracin_core.errors", "tracin_core.recipe"),
+    "tracin_core/cluster.py": (
+        "tracin_core.blocks",
+        "tracin_core.engine.ENGINE_VERSION",  # torch stays out until a block is computed
+        "tracin_core.records.store",
+        "tracin_core.data.files",
+        "tracin_core.errors",
+        "tracin_core.recipe",
+    ),
     "tracin_core/worker.py": (
         "tracin_core.blocks",
+        "tracin_core.cluster",
         "tracin_core.engine",
         "tracin_core.records",
         "tracin_core.scores",
@@ -67,6 +76,9 @@ HOMES = {
     "torch": ("tracin_core/engine", "tracin_core/worker.py", "tracin_core/blocks.py"),
     "sqlite3": ("tracin_core/records",),
     "sklearn": ("tracin_core/scores",),
+    "distributed": ("tracin_core/cluster.py",),
+    "dask": (),
+    "dask_jobqueue": (),
     "captum": (),
     "pytest": (),
 }
@@ -206,6 +218,7 @@ def test_a_page_fits_on_a_screen() -> None:
         "tracin_core.scores.comparison",
         "tracin_core.scores.maps",
         "tracin_core.cli",
+        "tracin_core.cluster",
     ],
 )
 def test_light_imports(module: str) -> None:

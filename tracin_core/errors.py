@@ -23,7 +23,8 @@
     ├── MachineError              whoever runs this machine
     │   ├── DamagedBlockError
     │   ├── DiskFullError
-    │   └── WorkspaceError
+    │   ├── WorkspaceError
+    │   └── ClusterError
     └── JobError                  a background job that did not end well
         ├── JobFailedError
         └── JobCancelledError
@@ -126,6 +127,10 @@ class DiskFullError(MachineError):
 
 class WorkspaceError(MachineError):
     """The workspace directory cannot be used."""
+
+
+class ClusterError(MachineError):
+    """The cluster that should compute is not there, or its workers do not fit."""
 
 
 class JobError(TracInError):

@@ -5,11 +5,13 @@ A recipe names a model, a data set, a split, a task and a checkpoint folder. Set
 """
 
 import hashlib
+import ipaddress
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -87,14 +89,83 @@ class CheckpointSection(Section):
 
 
 class EngineSection(Section):
-    """How the kernels are computed. Each setting can change the last bits of a result and is part of every cache key."""
+    """How the kernels are computed, and where.
+
+    How: each of `batch_size`, `threads`, `device` and `kernel_budget` can change the last bits of a result and is part of every cache key.
+    Where (`WHERE`): the same bytes come from this machine and from a cluster, so none of these is part of any key or run id.
+    """
+
+    WHERE: ClassVar[frozenset[str]] = frozenset({"executor", "scheduler", "tls_ca", "tls_cert", "tls_key", "shared_root"})
 
     batch_size: int = Field(default=32, ge=1)
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     kernel_budget: int | None = Field(
-        default=None, ge=1, description="bytes of one checkpoint's kernels above which layers are kept as `rest` and `last`; None: 256 MiB"
+        default=None,
+        ge=1,
+        description="bytes of one checkpoint's kernels above which layers are kept as `rest` and `last`; None: 256 MiB",
     )
+    executor: Literal["local", "dask"] = Field(
+        default="local", description="local: this machine; dask: the workers of a Dask cluster"
+    )
+    scheduler: str | None = Field(default=None, description="of the Dask cluster: tls://host:port, or tcp:// on this machine only")
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    shared_root: Path | None = Field(default=None, description="the workspace as the cluster's workers see it; None: the same path")
+
+    @field_validator("tls_ca", "tls_cert", "tls_key")
+    @classmethod
+    def absolute(cls, file: Path | None) -> Path | None:
+        return file and Path(os.path.abspath(file.expanduser()))
+
+    @field_validator("shared_root")
+    @classmethod
+    def absolute_elsewhere(cls, root: Path | None) -> Path | None:
+        if root is not None and not root.is_absolute():
+            raise ValueError("shared_root is a path on other machines and has to be absolute")
+        return root
+
+    @field_validator("scheduler")
+    @classmethod
+    def encrypted_off_this_machine(cls, address: str | None) -> str | None:
+        """A Dask scheduler runs code for whoever reaches it: without certificates it may only be reached from this machine."""
+        parts = re.fullmatch(r"(tcp|tls)://(\[[0-9a-fA-F:]+\]|[^\[\]:/@]+):([0-9]{1,5})", address or "")
+        if address is not None and parts is None:
+            raise ValueError("a scheduler's address reads tls://host:port, or tcp://127.0.0.1:port for one on this machine")
+        if parts is not None and parts[1] == "tcp" and not is_loopback(parts[2]):
+            raise ValueError(
+                f"TLS is required off this machine, because whoever reaches a Dask scheduler can run code on its workers, and "
+                f"'{parts[2]}' is not a loopback address; start it with certificates and write tls://{parts[2]}:{parts[3]} with tls_ca, "
+                f"tls_cert and tls_key"
+            )
+        return address
+
+    @model_validator(mode="after")
+    def cluster_is_complete(self) -> Self:
+        """No setting of a cluster is left out, and none is there that nothing would look at."""
+        files = [name for name in ("tls_ca", "tls_cert", "tls_key") if getattr(self, name) is not None]
+        if self.executor == "local":
+            idle = sorted(name for name in self.WHERE - {"executor"} if getattr(self, name) is not None)
+            if idle:
+                raise ValueError(f'{", ".join(idle)} would change nothing without executor = "dask"; add it, or leave them out')
+        elif self.scheduler is None:
+            raise ValueError('executor = "dask" needs scheduler = "tls://host:port" (or tcp://127.0.0.1:port)')
+        elif self.scheduler.startswith("tls:") != (len(files) == 3) or len(files) in (1, 2):
+            raise ValueError(
+                f"tls:// goes with tls_ca, tls_cert and tls_key, all three, and tcp:// with none, but there is {', '.join(files) or 'none'}"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this host is the machine itself, without asking any name server."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 class Recipe(Section):
@@ -159,7 +230,8 @@ class Recipe(Section):
         return tomli_w.dumps(self.to_dict())
 
     def digest(self) -> str:
-        """SHA-256 of everything but the name: equal digests ask for the same computation."""
+        """SHA-256 of everything but the name and where it is computed: equal digests ask for the same computation."""
         settings = self.to_dict()
         settings.pop("name")
+        settings["engine"] = {name: value for name, value in settings["engine"].items() if name not in EngineSection.WHERE}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
