@@ -11,7 +11,7 @@ that its content depends on, so a block that exists is never wrong, only damaged
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,39 @@ from tracin_core.data.files import write_json, write_whole
 from tracin_core.errors import DamagedBlockError, NonFiniteError
 
 CHECKSUM_BYTES = 4
+READ_BYTES = 4 * 2**20  # at once, where a whole file is gone through
 
 
 def digest_of(value: Any) -> str:
     """SHA-256 of a plain value's canonical JSON, 32 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def block_damage(path: Path) -> str:
+    """What is wrong with a block's file, whoever wrote it, as the rest of a sentence about it; empty if its checksum is right.
+
+    Raises:
+        OSError: the disk does not give the bytes back.
+    """
+    size = path.stat().st_size
+    if size <= CHECKSUM_BYTES or size % 4:
+        return f"has {size} bytes, which is no block"
+    found = 0
+    with path.open("rb") as file:
+        left = size - CHECKSUM_BYTES
+        while left and (piece := file.read(min(left, READ_BYTES))):
+            found = int(crc32c.crc32c(piece, found))
+            left -= len(piece)
+        stored = int.from_bytes(file.read(CHECKSUM_BYTES), "little")
+    return "" if found == stored and not left else f"has checksum {found:08x}, but {stored:08x} was written"
+
+
+def stored_checksum(path: Path) -> int:
+    """The CRC32C that a block's file ends with."""
+    with path.open("rb") as file:
+        file.seek(-CHECKSUM_BYTES, 2)
+        return int.from_bytes(file.read(), "little")
 
 
 @dataclass(frozen=True)
@@ -106,9 +133,7 @@ class BlockStore:
 
     def checksum(self, key: BlockKey) -> int:
         """The CRC32C that the block ends with."""
-        with self.path(key).open("rb") as file:
-            file.seek(-CHECKSUM_BYTES, 2)
-            return int.from_bytes(file.read(), "little")
+        return stored_checksum(self.path(key))
 
     def read(self, key: BlockKey) -> npt.NDArray[np.float32]:
         """The block's values as a read-only memory map; its checksum is compared on the first read of a process.
@@ -135,3 +160,69 @@ class BlockStore:
                 )
             self._verified.add(key.name)
         return body.view("<f4").reshape(key.shape)
+
+
+class Mosaic:
+    """A kernel that lies on the disk in blocks, `[layers, rows, columns]`: any window of it, without the rest.
+
+    Args:
+        blocks: the keys in their places; each with True where the block is kept the other way round, as the lower half of a symmetric
+            kernel is.
+    """
+
+    def __init__(self, store: BlockStore, blocks: Sequence[Sequence[tuple[BlockKey, bool]]]) -> None:
+        self._store = store
+        self._blocks = [list(row) for row in blocks]
+        heights = [_shape(row[0])[1] for row in self._blocks]
+        widths = [_shape(place)[2] for place in self._blocks[0]]
+        self._rows, self._columns = _edges(heights), _edges(widths)
+        self.shape = (_shape(self._blocks[0][0])[0], sum(heights), sum(widths))
+
+    def window(self, rows: slice, columns: slice, layers: slice = slice(None)) -> npt.NDArray[np.float32]:
+        """These rows, columns and layers, copied: `[layers, rows, columns]`. Only blocks that they lie in are read.
+
+        Raises:
+            FileNotFoundError, DamagedBlockError: as `BlockStore.read`.
+        """
+        top, bottom, _ = rows.indices(self.shape[1])
+        left, right, _ = columns.indices(self.shape[2])
+        values = np.empty((len(range(self.shape[0])[layers]), bottom - top, right - left), dtype=np.float32)
+        for i, above, upper in _met(self._rows, top, bottom):
+            for j, before, inner in _met(self._columns, left, right):
+                values[:, above, before] = self._read(i, j)[layers, upper, inner]
+        return values
+
+    def row(self, index: int) -> npt.NDArray[np.float32]:
+        """One row: `[layers, columns]`."""
+        return self.window(slice(index, index + 1), slice(None))[:, 0]
+
+    def column(self, index: int) -> npt.NDArray[np.float32]:
+        """One column: `[layers, rows]`."""
+        return self.window(slice(None), slice(index, index + 1))[:, :, 0]
+
+    def _read(self, i: int, j: int) -> npt.NDArray[np.float32]:
+        key, turned = self._blocks[i][j]
+        values = self._store.read(key)
+        return values.transpose(0, 2, 1) if turned else values
+
+
+def _shape(place: tuple[BlockKey, bool]) -> tuple[int, ...]:
+    key, turned = place
+    layers, rows, columns = key.shape
+    return (layers, columns, rows) if turned else key.shape
+
+
+def _edges(lengths: Sequence[int]) -> list[int]:
+    return [0, *np.cumsum(lengths).tolist()]
+
+
+def _met(edges: Sequence[int], start: int, stop: int) -> list[tuple[int, slice, slice]]:
+    """The pieces between the edges that start..stop meets: number, where it goes in the window, which part of the piece it is."""
+    first = max(int(np.searchsorted(edges, start, side="right")) - 1, 0)
+    met = []
+    for number in range(first, len(edges) - 1):
+        low, high = max(edges[number], start), min(edges[number + 1], stop)
+        if low >= high:
+            break
+        met.append((number, slice(low - start, high - start), slice(low - edges[number], high - edges[number])))
+    return met
