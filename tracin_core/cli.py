@@ -264,6 +264,102 @@ def serve(
     os.execv(sys.executable, command)
 
 
+@app.command()
+def export_zarr(
+    output_dir: Annotated[Path, typer.Option(help="The folder to make.")],
+    run: RunOption = None,
+    workspace: WorkspaceOption = Path("workspace"),
+) -> None:
+    """Write a run's kernels as a Zarr v3 group, which zarr-python and xarray open.
+
+    Example: python -m tracin_core export-zarr --output-dir kernels.zarr
+    """
+    place = opened(workspace)
+    chosen = the_run(place, run)
+    folder = place.export_zarr(chosen, Path(os.path.abspath(output_dir)))
+    say(f"Run {chosen.id} is in {folder}{simulated_mark(chosen.simulated)}")
+    say(f"Open it: xarray.open_zarr({str(folder)!r}, consolidated=False)")
+
+
+@app.command()
+def verify(workspace: WorkspaceOption = Path("workspace")) -> None:
+    """Read every checksum again, and name each damaged file. Changes nothing; exit code 1 if there is one.
+
+    Example: python -m tracin_core verify --workspace workspace
+    """
+    from tracin_core.records.workspace import verify as read_again
+
+    found = read_again(workspace)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.files.items())
+    say(f"Read again: {kinds or 'nothing'}; {size(found.bytes)}")
+    for run_id in found.unsealed:
+        say(f"Run {run_id} was made before runs had checksums of their own; only its blocks, inputs and weights were read")
+    for damage in found.damages:
+        say(f"DAMAGED {damage}")
+    if found.damages:
+        warn(f"Error: {len(found.damages)} files are damaged or gone; compute their runs again, which redoes only these.")
+        raise typer.Exit(1)
+    say("Everything is as it was written")
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
+    workspace: WorkspaceOption = Path("workspace"),
+) -> None:
+    """Remove blocks, inputs and previews that no run refers to, and unfinished files older than an hour.
+
+    Example: python -m tracin_core gc --dry-run
+    """
+    from tracin_core.records.workspace import collect_garbage
+
+    found = collect_garbage(workspace, dry_run=dry_run)
+    for garbage in found:
+        say(f"{'would be removed' if dry_run else 'removed'}: {garbage.kind} {garbage.path} ({size(garbage.bytes)})")
+    say(f"{len(found)} files, {size(sum(garbage.bytes for garbage in found))}{'; nothing was removed' if dry_run else ''}")
+
+
+@app.command()
+def rebuild_catalogue(workspace: WorkspaceOption = Path("workspace")) -> None:
+    """Restore the catalogue from blocks, runs and exported lists. A damaged one is moved aside, never deleted.
+
+    Example: python -m tracin_core rebuild-catalogue --workspace workspace
+    """
+    from tracin_core.records.workspace import rebuild_catalogue as restored
+
+    rebuilt = restored(workspace)
+    if rebuilt.aside is not None:
+        say(f"The damaged catalogue is now {rebuilt.aside}")
+    say(f"The catalogue knows {rebuilt.runs} finished runs, {rebuilt.decisions} exclusion lists and {rebuilt.blocks} blocks")
+    for run_id in rebuilt.dropped:
+        say(f"Run {run_id} is not in it any more: its files are gone")
+    for damage in rebuilt.damages:
+        say(f"Left out, DAMAGED: {damage}")
+    if rebuilt.damages:
+        warn(f"Error: {len(rebuilt.damages)} damaged files were left out; compute their runs again, which redoes only these.")
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(workspace: WorkspaceOption = Path("workspace")) -> None:
+    """Say what is wrong with this installation and this workspace. Changes nothing; exit code 1 if something is.
+
+    Example: python -m tracin_core doctor --workspace workspace
+    """
+    from tracin_core.records.workspace import examine
+
+    findings = examine(workspace)
+    for finding in findings:
+        say(f"{'ok  ' if finding.passed else 'LOOK'} {finding.name}: {finding.detail}")
+    if not all(finding.passed for finding in findings):
+        raise typer.Exit(1)
+
+
+def size(count: int) -> str:
+    """So many bytes, in words."""
+    return f"{count / 2**20:.1f} MiB"
+
+
 def opened(workspace: Path) -> "Workspace":
     """The workspace in this directory, made if it is not there."""
     from tracin_core.records.workspace import open_workspace

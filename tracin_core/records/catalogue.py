@@ -5,12 +5,15 @@ their exports. Rollback journal, not WAL: SQLite 3.7.0 to 3.51.2, which Python o
 checkpoints race.
 """
 
+import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
-from tracin_core.errors import DiskFullError, MachineError, WorkspaceError
+from tracin_core.errors import DiskFullError, MachineError, RecipeError, WorkspaceError
+from tracin_core.recipe import Recipe
 
 MIGRATIONS = (
     """
@@ -75,10 +78,13 @@ class Catalogue:
 
     def _unusable(self, failure: sqlite3.Error) -> MachineError:
         if getattr(failure, "sqlite_errorname", "") == "SQLITE_FULL":
-            return DiskFullError(f"No room on the disk for the catalogue '{self.path.name}'; free some space: finished work is kept.")
+            return DiskFullError(
+                f"No room on the disk for the catalogue '{self.path.name}'; free some space: finished work is kept."
+            )
         return WorkspaceError(
             f"The catalogue '{self.path.name}' cannot be used ({failure}); check that the workspace is on a local disk that you may "
-            f"write to, and move a damaged file away: runs, kernels and exports stay."
+            f"write to. To move a damaged file away and restore it from runs, kernels and exports, which stay as they are: "
+            f"python -m tracin_core rebuild-catalogue --workspace {self.path.parent}"
         )
 
     def _migrate(self) -> None:
@@ -94,3 +100,92 @@ class Catalogue:
                     if statement.strip():
                         connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {number}")
+
+
+def catalogue_damage(path: Path) -> str:
+    """Why this catalogue cannot be relied on, as the rest of a sentence about it; empty if it is whole.
+
+    Whole means: SQLite finds its pages in order, its tables are as some version made them, and each row can be read as what it should be.
+
+    Raises:
+        WorkspaceError: a newer version wrote it, so that this one cannot judge.
+    """
+    if not path.is_file():
+        return "is not there"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=30)) as connection:
+            connection.row_factory = sqlite3.Row
+            found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
+            if found != ["ok"]:
+                return f"is damaged ({found[0].splitlines()[-1]})"
+            return _odd_tables(connection) or _odd_rows(connection)
+    except (sqlite3.Error, UnicodeDecodeError) as failure:
+        return f"cannot be read ({failure})"
+
+
+def _odd_tables(connection: sqlite3.Connection) -> str:
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    tables = _tables(connection)
+    if version > len(MIGRATIONS) and tables != _tables_of(len(MIGRATIONS)):
+        raise WorkspaceError(
+            f"The workspace was written by a newer version (catalogue {version}, this one knows {len(MIGRATIONS)}); update TracIn Studio."
+        )
+    if version < 0 or version > len(MIGRATIONS) or tables != _tables_of(version):
+        return f"is damaged (its tables are not those of version {version})"
+    return ""
+
+
+def _tables(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
+    query = "SELECT type, name, tbl_name, COALESCE(sql, '') FROM sqlite_master ORDER BY name"
+    return [tuple(row) for row in connection.execute(query)]
+
+
+def _tables_of(version: int) -> list[tuple[str, ...]]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for statements in MIGRATIONS[:version]:
+            connection.executescript(statements)
+        return _tables(connection)
+
+
+def _odd_rows(connection: sqlite3.Connection) -> str:
+    """Which row is not what a row of its table is; empty if all are."""
+    known = {name for kind, name, *_ in _tables(connection) if kind == "table"}
+    for table, require in ROWS.items():
+        for row in connection.execute(f"SELECT * FROM {table}") if table in known else ():
+            try:
+                require(row)
+            except (ValueError, TypeError, KeyError, RecipeError) as failure:
+                return f"is damaged (a row of its table '{table}': {failure})"
+    return ""
+
+
+def _require_job(row: sqlite3.Row) -> None:
+    if not isinstance(json.loads(row["request"]), dict):
+        raise TypeError(f"the request of job {row['id']!r}")
+    json.loads(row["result"] or "null")
+    float(row["created"])
+
+
+def _require_run(row: sqlite3.Row) -> None:
+    Recipe.from_dict(json.loads(row["recipe"]))
+    float(row["created"])
+
+
+def _require_block(row: sqlite3.Row) -> None:
+    if not isinstance(json.loads(row["shape"]), list):
+        raise TypeError(f"the shape of block {row['name']!r}")
+    for number in (row["crc"], row["created"], row["seconds"]):
+        float(number)
+
+
+def _require_exclusion(row: sqlite3.Row) -> None:
+    for number in (row["entries"], row["created"]):
+        float(number)
+
+
+ROWS: Final[dict[str, Callable[[sqlite3.Row], None]]] = {
+    "job": _require_job,
+    "run": _require_run,
+    "block": _require_block,
+    "exclusion": _require_exclusion,
+}

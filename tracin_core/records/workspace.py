@@ -25,10 +25,25 @@ from tracin_core.errors import InputError, NotFoundError, OutsideRootsError, Wor
 from tracin_core.recipe import Recipe
 from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.checkpoint_files import SUFFIXES, list_checkpoints
+from tracin_core.records.doctor import Finding, examine, readiness
 from tracin_core.records.interchange import exclusion_files, known_exclusions, read_exclusions
 from tracin_core.records.jobs import Job, JobQueue
+from tracin_core.records.maintenance import (
+    CATALOGUE,
+    Damage,
+    Garbage,
+    Rebuilt,
+    Verification,
+    collect_garbage,
+    rebuild_catalogue,
+    seal_run,
+    verify,
+)
 from tracin_core.records.runs import Manifest, Run
 from tracin_core.records.store import BlockStore, digest_of
+from tracin_core.records.zarr_export import export_zarr
+
+__all__ = ["Damage", "Finding", "Workspace", "collect_garbage", "examine", "open_workspace", "rebuild_catalogue", "verify"]
 
 FOLDERS = ("checkpoints", "datasets", "exports", "jobs", "kernels", "plugins", "recordings", "runs", "trainings")
 TRAINING_FILES = ("training.json", "analysis.toml")  # beside the checkpoints
@@ -53,7 +68,7 @@ class Workspace:
             raise WorkspaceError(
                 f"The workspace '{root}' cannot be made ({failure.strerror}); choose a directory that you may write to."
             ) from failure
-        self.catalogue = Catalogue(self.root / "tracin.sqlite3")
+        self.catalogue = Catalogue(self.root / CATALOGUE)
         self.store = BlockStore(self.root / "kernels")
         self.queue = JobQueue(self.catalogue, self.root)
         self.roots = named_roots([self.root, *configured_roots()])
@@ -128,7 +143,9 @@ class Workspace:
         return not self.store.missing(key for group in manifest.groups for key in manifest.kernel_keys(group))
 
     def register_run(self, run_id: str, recipe: Recipe, state: str = "computing") -> None:
-        """The catalogue knows the run."""
+        """The catalogue knows the run; one that is done is sealed against later damage."""
+        if state == "done":
+            seal_run(self.root / "runs" / run_id)
         with self.catalogue.transaction() as connection:
             connection.execute(
                 "INSERT INTO run (id, name, recipe, created, state) VALUES (?, ?, ?, ?, ?) "
@@ -191,6 +208,37 @@ class Workspace:
 
     def job_log(self, job_id: str) -> list[str]:
         return self.queue.log(job_id)
+
+    # ---- maintenance --------------------------------------------------------------------------------------------------------
+
+    def verify(self) -> Verification:
+        """Every checksum was compared with the bytes on the disk, now; what is damaged is named."""
+        return verify(self.root)
+
+    def gc(self, *, dry_run: bool = False) -> list[Garbage]:
+        """What no run refers to is removed, or only listed.
+
+        Raises:
+            WorkspaceError: a worker or a waiting job may need it; nothing is removed.
+        """
+        return collect_garbage(self.root, dry_run=dry_run)
+
+    def rebuild_catalogue(self) -> Rebuilt:
+        """The catalogue knows what the files prove. Where it is too damaged to open a workspace: `rebuild_catalogue(path)`."""
+        return rebuild_catalogue(self.root)
+
+    def readiness(self) -> dict[str, str]:
+        """What keeps the workspace from taking and doing work, by what is wrong; empty if it is ready."""
+        return readiness(self.root)
+
+    def export_zarr(self, run: Run, folder: Path) -> Path:
+        """The run's kernels and outputs are in the folder as a Zarr v3 group, which zarr-python and xarray open.
+
+        Raises:
+            InputError: the folder is there already.
+            DamagedBlockError: a block is damaged; there is no folder then.
+        """
+        return export_zarr(run, self.store, folder)
 
     # ---- decisions ----------------------------------------------------------------------------------------------------------
 
