@@ -344,7 +344,8 @@ def fill_catalogue(catalogue: Catalogue, root: Path) -> Rebuilt:
                 connection.execute("DELETE FROM run WHERE id = ?", (row["id"],))
                 rebuilt.dropped.append(row["id"])
         for decision in decisions:
-            connection.execute("DELETE FROM exclusion WHERE run_id = :run_id AND file = :file", decision)
+            # Each alone names the decision, to the microsecond: a row in which one of them is damaged is still this one.
+            connection.execute("DELETE FROM exclusion WHERE file = :file OR created = :created", decision)
             connection.execute(
                 "INSERT INTO exclusion (run_id, created, who, why, rule, file, entries) "
                 "VALUES (:run_id, :created, :who, :why, :rule, :file, :entries)",
