@@ -14,8 +14,10 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +27,7 @@ import numpy as np
 import pandas as pd
 
 from tracin_core.blocks import BlockFailure, BlockSpec, Layers, Receipt, run_block
+from tracin_core.cluster import dask_runner
 from tracin_core.data.files import read_json, write_text
 from tracin_core.data.readers import PREPROCESSING, list_recordings, preview_png, preview_wav, read_inputs, sample_digest
 from tracin_core.data.samples import require_classes
@@ -290,15 +293,16 @@ def compute_blocks(progress: Progress, recipe: Recipe, manifest: Manifest, layer
     )
     found = total - len(specs)
     failures: list[BlockFailure] = []
-    for done, outcome in enumerate(local_runner(with_room(progress, specs)), start=found + 1):
-        if isinstance(outcome, BlockFailure):
-            failures.append(outcome)
-            progress.say(f"block {outcome.name} failed after {outcome.attempts} attempts: {outcome.reason}")
-            progress.note("block_failed", block=outcome.name, reason=outcome.reason, attempts=outcome.attempts)
-        else:
-            record_block(workspace, outcome)
-            note_block(progress, outcome)
-        progress.advance(done)
+    with closing(outcomes_of(progress, recipe.engine, specs, found)) as outcomes:
+        for done, outcome in enumerate(outcomes, start=found + 1):
+            if isinstance(outcome, BlockFailure):
+                failures.append(outcome)
+                progress.say(f"block {outcome.name} failed after {outcome.attempts} attempts: {outcome.reason}")
+                progress.note("block_failed", block=outcome.name, reason=outcome.reason, attempts=outcome.attempts)
+            else:
+                record_block(workspace, outcome)
+                note_block(progress, outcome)
+            progress.advance(done)
     progress.say(f"blocks computed: {len(specs) - len(failures)}, found: {found}")
     if failures:
         progress.failures = [asdict(failure) for failure in failures]
@@ -308,6 +312,26 @@ def compute_blocks(progress: Progress, recipe: Recipe, manifest: Manifest, layer
             f"Done with {len(failures)} of {total} blocks failed: {named}{more} ({failures[0].reason}) The other {total - len(failures)} "
             f"are kept; mend the cause, then resume."
         )
+
+
+def outcomes_of(
+    progress: Progress, engine: EngineSection, specs: Iterable[BlockSpec], done: int
+) -> Generator[Receipt | BlockFailure, None, None]:
+    """What became of each block, wherever the recipe has it computed; the job goes on telling that it lives while it waits."""
+    with closing(runner_for(engine, progress.say)(with_room(progress, specs))) as outcomes:
+        for outcome in outcomes:
+            if outcome is None:
+                progress.advance(done)
+            else:
+                done += 1
+                yield outcome
+
+
+def runner_for(
+    engine: EngineSection, say: Callable[[str], None]
+) -> Callable[[Iterable[BlockSpec]], Generator[Receipt | BlockFailure | None, None, None]]:
+    """Here or on a cluster: the same bytes. None stands for nothing new."""
+    return local_runner if engine.executor == "local" else partial(dask_runner, engine=engine, attempts=ATTEMPTS, say=say)
 
 
 def with_room(progress: Progress, specs: Iterable[BlockSpec]) -> Iterator[BlockSpec]:
@@ -329,7 +353,7 @@ def note_block(progress: Progress, receipt: Receipt) -> None:
         progress.say(f"block {receipt.name}: {note}")
 
 
-def local_runner(specs: Iterable[BlockSpec]) -> Iterator[Receipt | BlockFailure]:
+def local_runner(specs: Iterable[BlockSpec]) -> Generator[Receipt | BlockFailure, None, None]:
     """The blocks one after the other, in this process; each is tried `ATTEMPTS` times before it counts as failed.
 
     Raises:
