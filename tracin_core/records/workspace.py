@@ -43,7 +43,17 @@ from tracin_core.records.runs import Manifest, Run
 from tracin_core.records.store import BlockStore, digest_of
 from tracin_core.records.zarr_export import export_zarr
 
-__all__ = ["Damage", "Finding", "Workspace", "collect_garbage", "examine", "open_workspace", "rebuild_catalogue", "verify"]
+__all__ = [
+    "Damage",
+    "Finding",
+    "Workspace",
+    "collect_garbage",
+    "examine",
+    "open_workspace",
+    "readiness",
+    "rebuild_catalogue",
+    "verify",
+]
 
 FOLDERS = ("checkpoints", "datasets", "exports", "jobs", "kernels", "plugins", "recordings", "runs", "trainings")
 TRAINING_FILES = ("training.json", "analysis.toml")  # beside the checkpoints
