@@ -28,7 +28,7 @@ import pandas as pd
 
 from tracin_core.blocks import BlockFailure, BlockSpec, Layers, Receipt, run_block
 from tracin_core.cluster import dask_runner
-from tracin_core.data.files import read_json, write_text
+from tracin_core.data.files import read_json, write_json, write_text
 from tracin_core.data.readers import PREPROCESSING, list_recordings, preview_png, preview_wav, read_inputs, sample_digest
 from tracin_core.data.samples import require_classes
 from tracin_core.data.simulated import read_truth, simulate_recordings
@@ -503,14 +503,48 @@ def take_in(
 
 
 def inspect_files(progress: Progress, paths: list[Path], section: ModelSection) -> list[dict[str, Any] | CheckpointError]:
-    """Each file taken in, or refused with its sentence."""
+    """Each file taken in, or refused with its sentence; files that are as they were when they were taken in are not read again."""
     from tracin_core.engine.checkpoints import intake_folder
     from tracin_core.engine.models import build_model
 
     progress.step("checkpoints", len(paths))
     store = progress.workspace.root / "checkpoints"
-    outcomes = intake_folder(paths, store, build_model(section), on_each=progress.advance)
-    return [outcome if isinstance(outcome, CheckpointError) else outcome.to_dict() for outcome in outcomes]
+    notes = {path: store / "known" / f"{identity_of(path, section)}.json" for path in paths}
+    outcomes: dict[Path, dict[str, Any] | CheckpointError | None] = {path: known_checkpoint(note) for path, note in notes.items()}
+    new = [path for path, outcome in outcomes.items() if outcome is None]
+    found = len(paths) - len(new)
+    progress.advance(found)
+    if new:
+        taken = intake_folder(new, store, build_model(section), on_each=lambda done: progress.advance(found + done))
+        for path, outcome in zip(new, taken, strict=True):
+            outcomes[path] = outcome if isinstance(outcome, CheckpointError) else outcome.to_dict()
+            if not isinstance(outcome, CheckpointError) and notes[path].stem == identity_of(path, section):
+                write_json(notes[path], outcome.to_dict())
+    return [outcome for outcome in outcomes.values() if outcome is not None]
+
+
+def identity_of(path: Path, section: ModelSection) -> str:
+    """Another one whenever the file was written to or replaced, and for other rules of taking it in: its time of change cannot be set."""
+    from tracin_core.engine import ENGINE_VERSION
+
+    try:
+        status = path.stat(follow_symlinks=False)
+    except OSError:
+        return "gone"
+    facts = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, path.name]
+    return digest_of([facts, section.model_dump(mode="json"), ENGINE_VERSION, version("torch")])
+
+
+def known_checkpoint(note: Path) -> dict[str, Any] | None:
+    """What was found in the file when it was taken in; None if nothing was noted, or its weights are not whole any more."""
+    from tracin_core.engine.checkpoints import Checkpoint, file_digest
+
+    try:
+        checkpoint = Checkpoint.from_dict(read_json(note))
+        whole = file_digest(note.parents[1] / f"{checkpoint.digest}.safetensors") == checkpoint.digest
+    except (OSError, ValueError, TypeError, AttributeError, CheckpointError):
+        return None
+    return checkpoint.to_dict() if whole else None
 
 
 def load_checkpoint(model: Any, workspace: Workspace, checkpoint: dict[str, Any]) -> None:

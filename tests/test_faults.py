@@ -1,0 +1,253 @@
+"""Nothing computed is lost or wrong, whatever is killed, fails or fills up.
+
+Short forms by default; TRACIN_LONG=1 runs the long ones. Seeds are printed, and TRACIN_SEED repeats one.
+"""
+
+import errno
+import json
+import os
+import random
+import shutil
+import subprocess
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lab
+import pytest
+import zygote
+from zygote import Zygote
+
+from tracin_core.data.readers import list_recordings, read_inputs
+from tracin_core.data.samples import split_samples
+from tracin_core.data.simulated import simulate_recordings
+from tracin_core.recipe import Recipe, SplitSection
+from tracin_core.records.workspace import Workspace, open_workspace
+
+LONG = os.environ.get("TRACIN_LONG") == "1"
+EPOCHS = 2
+TINY = SplitSection(train=2, validation=1, test=0)
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A run of many small blocks, done once undisturbed, and processes at hand."""
+
+    zygote: Zygote
+    recipe: Recipe
+    toml: Path
+    prepared: Path
+    run_id: str
+    kernels: dict[str, bytes]
+    run_files: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder = tmp_path_factory.mktemp("rig")
+    failing = folder / "failing.so"
+    if shutil.which("cc"):
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", failing, Path(__file__).with_name("failing.c"), "-ldl"], check=True)
+    parent = Zygote(uuid.uuid4().hex[:8], **({"LD_PRELOAD": str(failing)} if failing.exists() else {}))
+    try:
+        yield make_rig(folder, parent)
+    finally:
+        parent.end()
+
+
+def make_rig(folder: Path, parent: Zygote) -> Rig:
+    from tracin_core.engine.training import train_ranker
+
+    recordings = folder / "recordings"
+    simulate_recordings(recordings, material=lab.MATERIAL, frequency=lab.FREQUENCY, takes=3, split=TINY)
+    samples = split_samples(list_recordings(recordings, lab.MATERIAL, lab.FREQUENCY), TINY)
+    checkpoints = folder / "box_1000hz_margin"
+    train_ranker(read_inputs(recordings, samples), samples, checkpoints, epochs=EPOCHS, save_epochs=tuple(range(EPOCHS)))
+    recipe = Recipe.from_dict({**lab.recipe_for(recordings, checkpoints).to_dict(), "split": TINY.model_dump()})
+    toml = folder / "analysis.toml"
+    toml.write_text(recipe.to_toml())
+    place = folder / "undisturbed"
+    assert parent.run("client", str(place), str(toml)) == 0
+    workspace = open_workspace(place)
+    run_id = workspace.run_id(recipe)
+    for pid in parent.living():
+        zygote.kill(pid)
+    rig = Rig(parent, recipe, toml, folder / "prepared", run_id, kernels_of(place), run_of(place, run_id))
+    shutil.copytree(place, rig.prepared)
+    for name in ("kernels", "runs", "jobs", "tracin.sqlite3"):
+        path = rig.prepared / name
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    return rig
+
+
+def kernels_of(place: Path) -> dict[str, bytes]:
+    """Every block by its name; partial files are not blocks."""
+    root = place / "kernels"
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("[!.]*.f32")}
+
+
+def run_of(place: Path, run_id: str) -> dict[str, bytes]:
+    """What a run consists of, without the time of its making."""
+    folder = place / "runs" / run_id
+    manifest = json.loads((folder / "run.json").read_text())
+    manifest.pop("created")
+    return {"run.json": json.dumps(manifest).encode(), "samples.csv": (folder / "samples.csv").read_bytes()}
+
+
+def seeded() -> random.Random:
+    seed = int(os.environ.get("TRACIN_SEED") or random.SystemRandom().randrange(2**32))
+    print("seed", seed)
+    return random.Random(seed)
+
+
+def until(condition, seconds: float = 60.0, every: float = 0.02) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(every)
+
+
+def job_of(place: Workspace) -> Any:
+    """The newest job, looked at without waking anybody; None before there is one."""
+    return next(iter(place.queue.all(1)), None)
+
+
+# ---- kill -9 ----------------------------------------------------------------------------------------------------------------
+
+KILLS = 200 if LONG else 20
+KILLS_A_JOB = 7
+REDONE = 0.05
+
+
+def test_killed_at_random_the_bytes_are_the_same_and_little_is_redone(rig: Rig, tmp_path: Path) -> None:
+    """Worker, command line and a dashboard's looks, killed at random moments; what is killed is started again by its user or by a look."""
+    chance = seeded()
+    counts: Counter[str] = Counter()
+    while counts["kills"] < KILLS:
+        disturbed(rig, tmp_path / str(counts["jobs"]), chance, min(KILLS_A_JOB, KILLS - counts["kills"]), counts)
+    print(dict(counts))
+    assert counts["twice"] + counts["lost"] <= REDONE * counts["blocks"]
+    until(lambda: not rig.zygote.living(), seconds=5)
+
+
+def disturbed(rig: Rig, place: Path, chance: random.Random, kills: int, counts: Counter[str]) -> None:
+    """One job, with so many kills or fewer if it is quick; every other one begins with an empty workspace."""
+    if counts["jobs"] % 2:
+        shutil.copytree(rig.prepared, place)
+    workspace = open_workspace(place)
+    start = {"client": ("client", str(place), str(rig.toml)), "dashboard": ("dashboard", str(place))}
+    pids = {name: rig.zygote.fork(*command) for name, command in start.items()}
+    until(lambda: job_of(workspace) is not None)
+    while kills and job_of(workspace).state != "done":
+        time.sleep(chance.uniform(0.0, 1.2))
+        victim = chance.choice(["worker", "worker", "worker", "client", "dashboard"])
+        pid = worker_of(workspace) if victim == "worker" else pids[victim]
+        if pid is None:
+            continue
+        if victim == "worker":
+            counts["lost"] += job_of(workspace).step == "kernels"  # at most the block in progress
+        zygote.kill(pid)
+        if victim in start:
+            pids[victim] = rig.zygote.fork(*start[victim])
+        counts[victim] += 1
+        counts["kills"] += 1
+        kills -= 1
+    until(lambda: job_of(workspace).state == "done")
+    assert kernels_of(place) == rig.kernels
+    assert run_of(place, rig.run_id) == rig.run_files
+    for pid in pids.values():
+        zygote.kill(pid)
+    lines = [json.loads(line) for line in (place / "jobs" / "worker.jsonl").read_text().splitlines()]
+    told = [line["block"] for line in lines if line["event"] == "block" and line["computed"]]
+    counts["twice"] += len(told) - len(set(told))
+    counts["blocks"] += len(rig.kernels)
+    counts["jobs"] += 1
+
+
+def worker_of(place: Workspace) -> int | None:
+    """The worker that has the running job."""
+    rows = place.catalogue.read("SELECT owner FROM job WHERE state = 'running'")
+    return int(rows[0]["owner"].split(":")[1]) if rows else None
+
+
+# ---- failing calls ----------------------------------------------------------------------------------------------------------
+
+CALLS = {"write": 1, "fsync": 2, "rename": 3, "open": 4}
+ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
+LEFT = 3  # blocks that the hindered job has to compute
+TRIED = 3  # numbers n of each kind in the short form
+
+
+@pytest.fixture(scope="module")
+def nearly(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which all but a few blocks of the run are there, and the rest is asked for."""
+    place = shutil.copytree(rig.prepared, tmp_path_factory.mktemp("nearly") / "workspace")
+    for name in sorted(rig.kernels)[LEFT:]:
+        (place / "kernels" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "kernels" / name).write_bytes(rig.kernels[name])
+    assert rig.zygote.run("asked", str(place), str(rig.toml)) == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def calls(rig: Rig, nearly: Path, tmp_path_factory: pytest.TempPathFactory) -> list[int]:
+    """How many calls of each kind the job makes where none fails; a heartbeat more or less."""
+    place = shutil.copytree(nearly, tmp_path_factory.mktemp("counted") / "workspace")
+    assert rig.zygote.run("hindered", str(place), 0, 0, 0) == 0
+    return json.loads(place.with_suffix(".calls").read_text())
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="a C compiler is needed to make calls fail")
+@pytest.mark.parametrize("kind", CALLS)
+def test_whichever_call_fails_the_bytes_are_right_or_a_sentence_says_why(
+    rig: Rig, nearly: Path, calls: list[int], tmp_path: Path, kind: str
+) -> None:
+    """The first, second, ... write (fsync, rename, open) of a job fails, for want of room or for a bad disk."""
+    last, chance = calls[CALLS[kind]], seeded()
+    every = [(number, error) for number in range(1, last + 1) for error in ERRORS]
+    chosen = every if LONG else chance.sample(every, TRIED)
+    states: Counter[str] = Counter()
+    for number, error in chosen:
+        place = shutil.copytree(nearly, tmp_path / "workspace")
+        code = rig.zygote.run("hindered", str(place), CALLS[kind], ERRORS[error], number)
+        assert code in (0, zygote.MET), f"{kind} {number} with {error} ended with {code}"
+        states["not met"] += code == 0
+        states[check_state(rig, place)] += 1
+        check_recovery(rig, place)
+        shutil.rmtree(place)
+    print(f"{kind}: {len(chosen)} of {len(every)}, {dict(states)}")
+    assert states["not met"] <= max(2, 0.1 * len(chosen))
+
+
+def check_state(rig: Rig, place: Path) -> str:
+    """Blocks are right or not there; the job is done with the right bytes, or one sentence says why it is not. Returns its state."""
+    kernels = kernels_of(place)
+    assert kernels.items() <= rig.kernels.items()
+    job = job_of(open_workspace(place))
+    if job.state == "done":
+        assert kernels == rig.kernels
+    elif job.state in ("failed", "paused"):
+        assert job.error
+        assert "\n" not in job.error
+    else:
+        assert job.state in ("queued", "running")  # its worker is gone: the next one takes it
+    return str(job.state)
+
+
+def check_recovery(rig: Rig, place: Path) -> None:
+    """Without failures, the job ends with the right bytes."""
+    queue = open_workspace(place).queue
+    queue.ensure_worker = lambda: None  # type: ignore[method-assign]
+    queue.resume(job_of(open_workspace(place)).id)
+    assert rig.zygote.run("hindered", str(place), 0, 0, 0) == 0
+    assert job_of(open_workspace(place)).state == "done"
+    assert kernels_of(place) == rig.kernels
+    assert without_health(run_of(place, rig.run_id)) == without_health(rig.run_files)
+
+
+def without_health(files: dict[str, bytes]) -> dict[str, Any]:
+    return {**files, "run.json": {**json.loads(files["run.json"]), "health": None}}
