@@ -453,7 +453,10 @@ def training_files(model: Ranker, state: State) -> dict[str, bytes]:
 def test_the_records_of_a_training_are_kept(model: Ranker, good_room: Room) -> None:
     names = ("adamw_1.pt", "momentum_2.pt", "plain_sgd_3.pt", "rmsprop_4.pt", "bare_1.pt")
     adamw, momentum, plain, rmsprop, bare = (good_room.accepted(name) for name in names)
-    assert [taken.optimizer for taken in (adamw, momentum, plain, rmsprop, bare)] == ["Adam", "SGD", None, None, None]
+    assert [taken.optimizer for taken in (adamw, momentum, plain, rmsprop, bare)] == ["Adam", "SGD", "SGD", None, None]
+    assert momentum.descent["momentum"] > 0
+    assert plain.descent["momentum"] == 0
+    assert bare.descent == {}
     assert (adamw.epoch, adamw.recorded_epoch) == (7, 7), "the file's own record comes before its name"
     assert (bare.epoch, bare.recorded_epoch) == (1, None)
     assert (adamw.train_loss, adamw.validation_loss, adamw.train_accuracy, adamw.validation_accuracy) == (0.25, 0.5, 1.0, 0.75)

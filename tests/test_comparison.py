@@ -11,6 +11,7 @@ import pytest
 from lab import stop_worker
 from test_influence import CHECKPOINTS, FLOAT64, TRAIN, Case, explicit, make_case
 
+from tracin_core.data.samples import pair_table, pairs_of
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import open_workspace
@@ -235,3 +236,81 @@ def test_the_damping_is_chosen_by_agreement_with_the_replay(run: Run) -> None:
     assert choice.delta in choice.tried
     assert choice.tried[choice.delta] == max(choice.tried.values())
     assert choice.rule == "linearised_retraining"
+
+
+def test_momentum_is_what_the_optimizer_records_and_never_guessed(run: Run) -> None:
+    """Its arguments may say nothing; plain SGD alone can be replayed."""
+    assert run.training.momentum == 0.9
+    told = {**run.manifest.checkpoints[-1]}
+    assert told["descent"] == {"momentum": 0.9, "dampening": 0.0, "weight_decay": 0.0, "nesterov": 0.0}
+    case = make_case(1)
+    for change, why in (({"momentum": None}, "do not record the momentum"), ({"nesterov": True}, "Nesterov")):
+        table = methods_of(case, training=training_of(case, **change)).available().set_index("method")
+        for name in ("linearised_retraining", "training_time"):
+            assert why in table.loc[name, "why_not"]
+
+
+def test_a_checkpoint_that_a_method_leaves_out_gives_no_test_life() -> None:
+    case = make_case(3)
+    view = case.view(PairLoss(margin=0.0), checkpoint_weights=np.ones(CHECKPOINTS))
+    alone = case.view(PairLoss(margin=0.0), kernels=case.kernels.at([2]), checkpoint_weights=np.ones(1), checkpoint_names=["last"])
+    mapped = Methods(view, training_of(case)).mapped("last_checkpoint")
+    assert (alone.dead_tests != view.dead_tests).any()
+    np.testing.assert_array_equal(mapped.dead_tests, alone.dead_tests)
+    np.testing.assert_allclose(mapped.mean_influence(), alone.mean_influence(), **FLOAT64)
+
+
+def test_one_copy_of_a_drawn_pair_is_left_out_as_its_score_says() -> None:
+    """And a sample with all of them."""
+    case = make_case(9)
+    draws = pd.DataFrame({"first": [0, 1, 2], "second": [3, 4, 6], "multiplicity": [3, 1, 2]})
+    pairs = pairs_of(case.train_samples, draws)
+    methods = Methods(case.view(LOGISTIC, train_pairs=pairs), training_of(case))
+    test = methods.view.test_pairs["id"][1]
+    single = pairs.assign(multiplicity=[2, 1, 2])
+    fewer = Methods(case.view(LOGISTIC, train_pairs=single), training_of(case))
+    none = np.zeros(len(pairs), dtype=bool)
+    expected = fewer.preview(none)["loss"][1] - methods.preview(none)["loss"][1]
+    assert methods.influence("linearised_retraining", test)[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_list_removes_its_pairs_in_either_orientation_and_no_other() -> None:
+    """Joined ids may read alike."""
+    case = make_case(2)
+    turned = pair_table(case.train_samples, np.array([3, 0, 4]), np.array([0, 3, 1]))
+    view = case.view(PairLoss(name="ghm_legacy"), train_pairs=turned)
+    assert view.removed(turned.iloc[[1]]).tolist() == [True, True, False]
+    odd = case.train_samples.assign(id=["a", "a_b", "b_c", "c", "d", "e", "f"], label=[0, 1, 2, 3, 4, 5, 6])
+    alike = pair_table(odd, np.array([0, 1]), np.array([2, 3]))
+    both = case.view(train_pairs=alike, train_samples=odd)
+    assert alike["id"].tolist() == ["a_b_c", "a_b_c"]
+    assert both.removed(alike.iloc[[0]]).tolist() == [True, False]
+    with pytest.raises(ViewError, match="'a_b_c' names 2 training pairs"):
+        both.contributions("a_b_c", "x0_x1")
+
+
+def test_a_test_whose_gradient_is_lost_in_rounding_spoils_no_cosine() -> None:
+    case = make_case(4)
+    same = case.test_gradients.copy()
+    same[:, :, 1] = same[:, :, 0]
+    view = replace(case, test_gradients=same, weights=np.ones(CHECKPOINTS)).view(LOGISTIC, measure="cosine")
+    lost = view.test_row("x0_x1")
+    assert not view.dead_tests[lost]
+    assert np.isnan(view.influence("x0_x1")).all()
+    others = [column for column in range(len(view.test_pairs)) if column != lost]
+    np.testing.assert_allclose(view.mean_influence(), view.influence()[:, others].mean(axis=1), **FLOAT64)
+
+
+def test_theta_relatif_holds_at_low_damping_beside_a_large_common_part() -> None:
+    """|H^-1 g| of a pair, whose two gradients share nearly everything."""
+    case = make_case(5)
+    shared = replace(case, train_gradients=case.train_gradients + 40, test_gradients=case.test_gradients + 40)
+    methods = methods_of(shared, delta=0.01)
+    test = methods.view.test_pairs["id"][0]
+    inverse = inverse_hessians(shared, methods, methods.curvature_at, 0.01)
+    train = explicit(methods.view, shared, "train")
+    squares = np.mean([((train[c] @ inverse[c]) ** 2).sum(axis=1) for c in range(CHECKPOINTS)], axis=0)
+    expected = methods.influence("curvature", test) / np.sqrt(squares)
+    np.testing.assert_allclose(
+        methods.influence("theta_relatif", test), expected, rtol=0.1
+    )  # what float32 kernels leave of it; differences of products gave NaN

@@ -14,7 +14,9 @@ from tracin_core.errors import OutputShapeError, ViewError
 from tracin_core.scores.comparison import Methods, Training
 from tracin_core.scores.examples import Cotangent
 from tracin_core.scores.influence import Kernels, block_self_influence
-from tracin_core.scores.sample_losses import SampleLoss, sample_derivative
+from tracin_core.scores.objectives import SampleObjective
+from tracin_core.scores.representer import representer_points
+from tracin_core.scores.sample_losses import SampleLoss, label_logit, sample_derivative, sample_loss
 from tracin_core.scores.view import View
 
 FLOAT32 = {"rtol": 2e-5, "atol": 2e-5}  # kernels are stored in float32
@@ -270,3 +272,36 @@ def test_curvature_of_classes_is_the_inverse_hessian_in_parameter_space(cotangen
     found = Methods(shown, training, curvature=curvature, delta=delta).influence("curvature", "test1")
     wanted = np.mean(expected, axis=0)[:, 1]
     np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", ["binary_cross_entropy", "squared_error"])
+def test_representer_points_rise_with_the_loss_that_a_refit_without_them_shows(name: Any) -> None:
+    """For both labels, and for numbers above and below the prediction."""
+    networks, loss = models(1), SampleLoss(name)
+    sides = tuple(samples(side, aim=LABELS[side].numpy() % 2) for side in ("train", "test"))
+    shown = view("score", loss, networks, sides=sides, target="aim")
+    outputs = [np.stack([model_outputs(model, INPUTS[side]).numpy().squeeze(-1) for model in networks]) for side in INPUTS]
+    training = Training((0, 1), *outputs, np.array([0.0, 0.01]), 2, TRAIN, "SGD")
+    last = view("score", loss, networks, sides=sides, target="aim", layers=[1])
+    methods = Methods(shown, training, last_layer=last, ridge=0.05)
+    objective = SampleObjective(loss, sides[0]["aim"].to_numpy())
+    kernel = last.kernels.train_train[-1], last.kernels.test_train[-1]
+
+    def refitted(left: np.ndarray) -> np.ndarray:
+        ridge = 0.05 * TRAIN / left.sum()  # the same pull of the ridge, one example fewer
+        found = representer_points(*kernel, objective, ridge=ridge, multiplicity=left)
+        return sample_loss(loss, found.test, sides[1]["aim"].to_numpy())
+
+    whole = refitted(np.ones(TRAIN))
+    rises = np.stack([refitted(np.arange(TRAIN) != out) - whole for out in range(TRAIN)])
+    for column, test in enumerate(shown.test_pairs["id"]):
+        assert np.corrcoef(methods.influence("representer_points", test), rises[:, column])[0, 1] > 0.3, test
+
+
+def test_a_preview_of_classes_keeps_the_test_quantity() -> None:
+    networks, loss = models(CLASSES), SampleLoss()
+    shown = view("outputs", loss, networks, test_quantity="score_difference")
+    outputs = [np.stack([model_outputs(model, INPUTS[side]).numpy() for model in networks]) for side in INPUTS]
+    training = Training((0, 1), *outputs, np.array([0.0, 1e-9]), 2, TRAIN, "SGD")
+    found = Methods(shown, training).preview(np.arange(TRAIN) == 0)["loss"]
+    np.testing.assert_allclose(found, -label_logit(outputs[1][0], LABELS["test"].numpy()), rtol=1e-5, atol=1e-6)

@@ -110,3 +110,12 @@ def test_recency_is_a_half_life_or_what_weight_decay_leaves() -> None:
 def test_what_a_rule_needs_is_asked_for(asked: Any, checkpoints: pd.DataFrame, half_life: float | None, told: str) -> None:
     with pytest.raises(ViewError, match=told):
         checkpoint_weights(asked, checkpoints, examples=EXAMPLES, half_life=half_life)
+
+
+def test_a_subset_of_unrecorded_sums_knows_the_rates_of_the_checkpoints_between() -> None:
+    full = table([1, 2, 10], [0.1, *[0.01] * 11], recorded=False)
+    every = rate_sums(full, EXAMPLES)[0]
+    found = checkpoint_weights("step_sum", full, rows=[0, 2], examples=EXAMPLES).values
+    np.testing.assert_allclose(found, [(every[0] + (every[2] - every[0]) / 2) / EXAMPLES, (every[2] - every[0]) / 2 / EXAMPLES])
+    with pytest.raises(ViewError, match="not in the order of their epochs"):
+        checkpoint_weights("step_sum", full, rows=[2, 0], examples=EXAMPLES)

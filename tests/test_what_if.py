@@ -152,3 +152,39 @@ def test_paths_of_settings_are_kept_apart(run: Run) -> None:
     before = first.influence().copy()
     run.view(loss="logistic", relabel={run.splits["train"]["id"][0]: 0}).influence()
     np.testing.assert_array_equal(first.influence(), before)
+
+
+def test_the_order_in_which_checkpoints_are_named_does_not_matter(run: Run) -> None:
+    """Weights given by hand go with their checkpoints; rules and `last` mean epochs."""
+    for weights in ("step_sum", "learning_rate"):
+        np.testing.assert_array_equal(
+            run.view(checkpoints=[3, 1, 2], weights=weights).influence(),
+            run.view(checkpoints=[1, 2, 3], weights=weights).influence(),
+        )
+    by_hand = run.view(checkpoints=[3, 1], weights=[5.0, 1.0])
+    assert by_hand.checkpoint_names == ["epoch 1", "epoch 3"]
+    assert by_hand.checkpoint_weights.tolist() == [1.0, 5.0]
+    losses = [run.methods(checkpoints=epochs).self_influence("last_loss") for epochs in ([3, 1], [1, 3])]
+    np.testing.assert_array_equal(*losses)
+
+
+def test_pairs_that_were_never_drawn_are_guests_of_the_density_they_were_not_counted_in(
+    run: Run, place: Workspace, recipe: Recipe
+) -> None:
+    """A drawn training, viewed under all pairs: members are those that were drawn."""
+    trained = place.compute(changed(recipe, task={"pairs": "drawn", "loss": "ghm", "margin": 1.0}))
+    drawn = set(trained.view(pairs="drawn").train_pairs["id"])
+    view = trained.view()
+    assert view.train.strangers.tolist() == [pair not in drawn for pair in view.train_pairs["id"]]
+    assert 0 < view.train.strangers.sum() < len(view.train_pairs)
+    assert trained.view(pairs="drawn").train.strangers.sum() == 0
+
+
+def test_effects_of_labels_start_from_the_labels_trained_on(run: Run) -> None:
+    with pytest.raises(ViewError, match="leave relabel out"):
+        run.relabel_effects(relabel={run.splits["train"]["id"][0]: 1})
+
+
+def test_methods_take_the_measure_dot(run: Run) -> None:
+    with pytest.raises(ViewError, match="this view measures cosine; choose the measure dot"):
+        run.methods(measure="cosine")

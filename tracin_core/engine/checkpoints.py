@@ -64,6 +64,7 @@ class Checkpoint:
     """One checkpoint of a training. `digest` names its canonical weights; None means that the file does not say.
 
     `epoch` is the one that the file records, else the number at the end of its name; `recorded_epoch` only the former.
+    `descent` holds momentum, dampening, weight_decay and nesterov as far as the optimiser's state records them.
     `stored_as` are the number formats of its weights in the file; 16-bit weights are kept as float32.
     """
 
@@ -78,6 +79,7 @@ class Checkpoint:
     train_accuracy: float | None
     validation_accuracy: float | None
     rate_sum: float | None
+    descent: dict[str, float]
     recorded_epoch: int | None
     stored_as: str
     arguments: dict[str, Any]

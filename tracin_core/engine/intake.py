@@ -354,6 +354,7 @@ def facts_of(name: str, content: dict[Any, Any]) -> dict[str, Any]:
         "train_accuracy": number(dict.get(content, "train_accuracy")),
         "validation_accuracy": number(dict.get(content, "val_accuracy")),
         "rate_sum": number(dict.get(content, "rate_sum")),
+        "descent": descent(optimizer),
         "arguments": {plain_text(str(key)): plain(value) for key, value in dict.items(arguments)}
         if isinstance(arguments, dict)
         else {},
@@ -390,17 +391,34 @@ def plain_text(text: str) -> str:
     return text[:TEXT_LIMIT].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def first_group(optimizer: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of the optimiser's first parameter group; empty where there is none."""
+    groups = dict.get(optimizer, "param_groups")
+    return groups[0] if isinstance(groups, list) and groups and isinstance(groups[0], dict) else {}
+
+
 def learning_rate(optimizer: dict[Any, Any]) -> float | None:
     """The rate of the optimiser's first parameter group."""
-    groups = dict.get(optimizer, "param_groups")
-    first = groups[0] if isinstance(groups, list) and groups and isinstance(groups[0], dict) else {}
-    return number(dict.get(first, "lr"))
+    return number(dict.get(first_group(optimizer), "lr"))
+
+
+def descent(optimizer: dict[Any, Any]) -> dict[str, float]:
+    """Momentum, dampening, weight decay and Nesterov (0 or 1) of the first parameter group, those that it records."""
+    group = first_group(optimizer)
+    values = {name: dict.get(group, name) for name in ("momentum", "dampening", "weight_decay", "nesterov")}
+    found = {name: float(value) if isinstance(value, bool) else number(value) for name, value in values.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def optimizer_name(optimizer: dict[Any, Any]) -> str | None:
-    """Adam or SGD where the optimiser's per-parameter state shows it: running averages, or a momentum alone. Never guessed further."""
+    """Adam or SGD where the optimiser's state shows it: running averages, a momentum alone, or the settings that only SGD has.
+
+    Never guessed further.
+    """
     state = dict.get(optimizer, "state")
     entries = [entry for entry in dict.values(state) if isinstance(entry, dict)] if isinstance(state, dict) else []
     if any("exp_avg" in entry for entry in entries):
         return "Adam"
-    return "SGD" if any(set(entry) == {"momentum_buffer"} for entry in entries) else None
+    group = first_group(optimizer)
+    of_sgd = "dampening" in group and "nesterov" in group and "betas" not in group
+    return "SGD" if of_sgd or any(set(entry) == {"momentum_buffer"} for entry in entries) else None

@@ -112,6 +112,11 @@ class Sides:
     strangers: npt.NDArray[np.bool_] | None = None
 
 
+def number_or_none(value: Any) -> float | None:
+    """A recorded number as a float; None where nothing, or something else, is recorded."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 class Run:
     """One analysis, finished: `run.samples`, `run.train_pairs`, `run.test_pairs`, `run.checkpoints`, `run.view(...)`."""
 
@@ -209,7 +214,7 @@ class Run:
     @cached_property
     def checkpoints(self) -> pd.DataFrame:
         """One row per checkpoint, by epoch."""
-        return pd.DataFrame(list(self.manifest.checkpoints)).drop(columns=["arguments"], errors="ignore")
+        return pd.DataFrame(list(self.manifest.checkpoints)).drop(columns=["arguments", "descent"], errors="ignore")
 
     @property
     def summed_epochs(self) -> list[int]:
@@ -274,7 +279,7 @@ class Run:
         """The scores under these settings; None means as the checkpoints record. No gradient is computed.
 
         Args:
-            weights: w_c of `sum_c w_c <grad L(e'), grad L(e)>`, by rule (`scores/weights.py`) or by hand.
+            weights: w_c of `sum_c w_c <grad L(e'), grad L(e)>`, by rule (`scores/weights.py`) or by hand, in the order of `checkpoints`.
             half_life: in epochs, for the weights `recency`.
             checkpoints: epochs to sum; None: `summed_epochs`.
             pairs, draw_seed: the pair universe, see `draws`.
@@ -285,7 +290,7 @@ class Run:
             ViewError: a setting has no meaning for this run; the message lists what exists.
             NotFoundError, UnknownSampleError: a sample that is relabelled or listed does not exist.
         """
-        epochs = self.summed_epochs if checkpoints is None else list(checkpoints)
+        epochs, weights = self._in_order(checkpoints, weights)
         rows = self._rows(epochs)
         asked: dict[str, Any] = {
             "name": loss,
@@ -313,7 +318,8 @@ class Run:
         )
 
     def _sides(self, loss: PairLoss, pairs: PairUniverse, draw_seed: int | None, relabel: dict[str, int]) -> "Sides":
-        if pairs == "all" and not relabel:
+        as_trained = not loss.is_ghm or self.recipe.task.pairs in (None, "all")
+        if pairs == "all" and not relabel and as_trained:
             return Sides(self.splits["train"], self.splits["validation"], self.train_pairs, self.test_pairs)
         draws = self.draws(pairs, draw_seed)
         train, test = self.splits["train"], self.splits["validation"]
@@ -325,8 +331,8 @@ class Run:
             raise ViewError(
                 "Of the pairs asked for, no training pair is left whose labels differ; list others, or relabel fewer samples."
             )
-        strangers = rebuilt(self._pairs(train, draws["train"], loss), train_pairs) if of_train else None
-        test_pairs = self._asked(pairs_of(new_test, draws["validation"]))
+        strangers = rebuilt(self._pairs(train, self.trained_draws, loss), train_pairs) if loss.is_ghm else None
+        test_pairs = self._asked(self._pairs(new_test, draws["validation"], loss))
         return Sides(new_train, new_test, train_pairs, test_pairs, strangers)
 
     def relabel_effects(
@@ -338,8 +344,10 @@ class Run:
             settings: of the view.
 
         Raises:
-            NotFoundError, ViewError: as `view` and `View.relabel_effects`.
+            NotFoundError, ViewError: as `view` and `View.relabel_effects`; or the view is of relabelled samples already.
         """
+        if settings.get("relabel"):
+            raise ViewError("The effect of a label is measured from the labels that were trained on; leave relabel out.")
         view = self.view(pairs=pairs, draw_seed=draw_seed, **settings)
         return view.relabel_effects(self.draws(pairs, draw_seed)["train"], sorted(self.classes), test)
 
@@ -363,9 +371,17 @@ class Run:
         Raises:
             ViewError: as `scores.weights.checkpoint_weights`.
         """
-        rows = self._rows(self.summed_epochs if checkpoints is None else list(checkpoints))
-        table = pd.DataFrame([self.manifest.checkpoints[row] for row in rows])
-        return checkpoint_weights(weights, table, examples=self._trained_examples, half_life=half_life)
+        epochs, weights = self._in_order(checkpoints, weights)
+        table = pd.DataFrame(list(self.manifest.checkpoints))
+        return checkpoint_weights(weights, table, rows=self._rows(epochs), examples=self._trained_examples, half_life=half_life)
+
+    def _in_order(self, checkpoints: Sequence[int] | None, weights: CheckpointWeights) -> tuple[list[int], CheckpointWeights]:
+        """The epochs ascending, and weights that were given by hand in the same order."""
+        epochs = self.summed_epochs if checkpoints is None else list(checkpoints)
+        order = np.argsort(epochs, kind="stable")
+        if not isinstance(weights, str) and len(weights) == len(epochs):
+            weights = [weights[place] for place in order]
+        return [epochs[place] for place in order], weights
 
     @staticmethod
     def _pairs(samples: pd.DataFrame, draws: pd.DataFrame, loss: PairLoss) -> pd.DataFrame:
@@ -389,6 +405,7 @@ class Run:
         """What the checkpoints tell of the training that they are of."""
         table = pd.DataFrame(list(self.manifest.checkpoints))
         arguments = self.manifest.checkpoints[-1].get("arguments") or {}
+        descent = {**arguments, **(self.manifest.checkpoints[-1].get("descent") or {})}
         batch, examples = arguments.get("batch_size"), self._trained_examples
         try:
             sums, missing = rate_sums(table, examples)[0], "" if batch else "the checkpoints record no batch size."
@@ -402,8 +419,10 @@ class Run:
             steps_per_epoch=-(-examples // int(batch)) if batch else None,
             examples=examples,
             optimizer=table["optimizer"].iloc[-1],
-            momentum=float(arguments.get("momentum") or 0.0),
-            weight_decay=float(arguments.get("weight_decay") or 0.0),
+            momentum=number_or_none(descent.get("momentum")),
+            weight_decay=number_or_none(descent.get("weight_decay")) or 0.0,
+            nesterov=bool(descent.get("nesterov")),
+            dampening=number_or_none(descent.get("dampening")) or 0.0,
             missing=missing,
         )
 

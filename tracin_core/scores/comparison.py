@@ -23,6 +23,7 @@ from tracin_core.scores.examples import PairExamples, SampleExamples
 from tracin_core.scores.influence import SummedKernels
 from tracin_core.scores.objectives import Objective, PairObjective, SampleObjective, pair_rows
 from tracin_core.scores.representer import Representers, representer_points
+from tracin_core.scores.sample_losses import label_logit, sample_derivative
 from tracin_core.scores.view import View
 
 Array = npt.NDArray[np.float64]
@@ -40,6 +41,7 @@ class Training:
         steps_per_epoch: None: not known.
         examples: N, how many examples an epoch goes through.
         optimizer: SGD, Adam, or None where the checkpoints do not show it.
+        momentum: None: not known.
     """
 
     epochs: tuple[int, ...]
@@ -49,8 +51,10 @@ class Training:
     steps_per_epoch: int | None
     examples: int
     optimizer: str | None
-    momentum: float = 0.0
+    momentum: float | None = 0.0
     weight_decay: float = 0.0
+    nesterov: bool = False
+    dampening: float = 0.0
     missing: str = ""
 
     def descent(self) -> replays.Descent:
@@ -65,7 +69,25 @@ class Training:
         sums = np.append(0.0, self.rate_sums)
         steps = np.diff(epochs) * self.steps_per_epoch
         rates = np.divide(np.diff(sums), steps, out=np.zeros(len(steps)), where=steps > 0)
-        return replays.Descent(np.repeat(rates, steps), self.optimizer, momentum=self.momentum, weight_decay=self.weight_decay)
+        return replays.Descent(
+            np.repeat(rates, steps), self.optimizer, momentum=self.known_momentum(), weight_decay=self.weight_decay
+        )
+
+    def known_momentum(self) -> float:
+        """The momentum of plain SGD.
+
+        Raises:
+            ViewError: it is not recorded, or the steps are not plain ones.
+        """
+        if self.momentum is None:
+            raise ViewError(
+                "The checkpoints do not record the momentum of their SGD, by which each step counts more; retrain, or use curvature."
+            )
+        if self.nesterov or self.dampening:
+            raise ViewError(
+                "The run was trained with Nesterov or dampened momentum, whose steps are not plain SGD's; use curvature."
+            )
+        return self.momentum
 
     def start(self) -> replays.Start:
         """The outputs at epoch 0.
@@ -99,9 +121,28 @@ class Methods:
         seed: int = 0,
     ) -> None:
         curved.require_positive("relative damping delta", delta)
-        self.view, self.training = view, training
-        self.curvature, self.delta, self.ridge, self.seed = curvature, delta, ridge, seed
+        if view.measure != "dot":
+            raise ViewError(
+                f"Methods are compared by their own influences, but this view measures {view.measure}; choose the measure dot."
+            )
+        self._view, self._training = view, training
+        self._curvature, self._delta, self._ridge, self._seed = curvature, delta, ridge, seed
         self._last_layer = last_layer
+
+    @property
+    def view(self) -> View:
+        """The view that all methods share."""
+        return self._view
+
+    @property
+    def training(self) -> Training:
+        """What is known of the training."""
+        return self._training
+
+    @property
+    def delta(self) -> float:
+        """The relative damping; another one is another `Methods`."""
+        return self._delta
 
     # ---- questions ----------------------------------------------------------------------------------------------------------
 
@@ -186,14 +227,17 @@ class Methods:
         if name not in self._maps:
             raise ViewError(f"The method {name} is no map of kernels; choose from {', '.join(self._maps)}.")
         if name not in self._mapped:
-            if name == "tracin":
-                self._mapped[name] = self.view
-            else:
-                count = len(self.view.checkpoint_weights)
-                stacked = self._maps[name]().stacked(count)
-                kernels = SummedKernels(*(np.stack([getattr(k, part) for k in stacked]) for part in PARTS))
-                self._mapped[name] = self.view.mapped(lambda _view, _kernels: kernels, checkpoint_weights=np.ones(count))
+            self._mapped[name] = self.view if name == "tracin" else self._view_of(self._maps[name]())
         return self._mapped[name]
+
+    def _view_of(self, mapped: known.Mapped) -> View:
+        """The view on these kernels; a checkpoint that the method leaves out has weight 0, so that none of its gradients count."""
+        count = len(self.view.checkpoint_weights)
+        stacked = mapped.stacked(count)
+        kernels = SummedKernels(*(np.stack([getattr(k, part) for k in stacked]) for part in PARTS))
+        kept = np.zeros(count)
+        kept[list(mapped.places)] = 1.0
+        return self.view.mapped(lambda _view, _kernels: kernels, checkpoint_weights=kept)
 
     @cached_property
     def _mapped(self) -> dict[str, View]:
@@ -229,13 +273,13 @@ class Methods:
         if isinstance(train, PairExamples):
             outputs = train.outputs[checkpoint]
             ends = outputs[train.ends[:, 0]], outputs[train.ends[:, 1]], train.table["target"].to_numpy()
-            name = self.curvature or curved.default_pair_curvature(train.loss)
+            name = self._curvature or curved.default_pair_curvature(train.loss)
             h = curved.pair_curvature(name, train.loss, *ends, train.weights[checkpoint])
             return curved.pair_laplacian(train.ends[:, 0], train.ends[:, 1], h, train.positions, copies)
-        if self.curvature == "fisher" or (isinstance(train, SampleExamples) and train.cotangent == "label_logit"):
+        if self._curvature == "fisher" or (isinstance(train, SampleExamples) and train.cotangent == "label_logit"):
             return curved.fisher_curvature(self._rows(checkpoint), copies)
-        if self.curvature not in (None, "gauss_newton"):
-            raise ViewError(f"Samples have no curvature '{self.curvature}'; choose gauss_newton or fisher.")
+        if self._curvature not in (None, "gauss_newton"):
+            raise ViewError(f"Samples have no curvature '{self._curvature}'; choose gauss_newton or fisher.")
         return self._objective(checkpoint).curvature(np.asarray(self._outputs_at(checkpoint), dtype=float), copies.astype(float))
 
     def _outputs_at(self, checkpoint: int) -> npt.NDArray[Any]:
@@ -256,8 +300,8 @@ class Methods:
         if training.rate_sums is None:
             raise ViewError(f"The time of the training is not known: {training.missing}")
         replays.require_sgd(training.optimizer)
-        tau = float(training.rate_sums[-1]) / (1 - training.momentum)
-        return known.training_time_mean(self._kernels, self.decomposed, tau, training.examples)
+        tau = float(training.rate_sums[-1]) / (1 - training.known_momentum())
+        return known.training_time_mean(self._kernels, self.decomposed, tau, float(self.view.train.multiplicity.sum()))
 
     def choose_damping(self, deltas: Sequence[float] = DELTAS) -> DampingChoice:
         """The delta whose influences of samples agree best with linearised retraining without each of them; no retraining is needed.
@@ -269,7 +313,7 @@ class Methods:
         live = ~self.view.dead_tests
 
         def scores(delta: float) -> Array:
-            chosen = Methods(self.view, self.training, curvature=self.curvature, delta=delta)
+            chosen = Methods(self.view, self.training, curvature=self._curvature, delta=delta)
             chosen.__dict__["decomposed"] = self.decomposed
             return chosen.mapped("curvature").sample_influence()[:, live]
 
@@ -286,7 +330,7 @@ class Methods:
             "linearised_retraining": self._replayed_own,
             "last_loss": lambda: known.last_loss(losses),
             "mean_loss": lambda: known.mean_loss(losses),
-            "random": lambda: known.random_scores(len(self.view.train), self.seed),
+            "random": lambda: known.random_scores(len(self.view.train), self._seed),
         }
 
     @property
@@ -313,6 +357,10 @@ class Methods:
         dot, own = view.influence(test)[:, None], view.self_influence()
         if kind == "relative":
             return known.l_relatif(dot, own)[:, 0]
+        if (view.checkpoint_weights < 0).any():
+            raise ViewError(
+                "A cosine divides by self-influences, which a negative checkpoint weight can make negative; choose others."
+            )
         return known.cosine(dot, own, view.test_self_influence()[place])[:, 0]
 
     def _theta_relatif(self, test: str) -> Array:
@@ -389,10 +437,16 @@ class Methods:
                 f"(`sample_rise`), or preview a list."
             )
 
-    def _change(self, excluded: Any) -> replays.Change:
+    def _change(self, excluded: Any, *, one_copy: bool = False) -> replays.Change:
         middle, copies = self._middle, self.view.train.multiplicity.astype(float)
         return replays.predicted_change(
-            self._kernels[middle], self.training.start(), self._objective(middle), self.training.descent(), excluded, copies
+            self._kernels[middle],
+            self.training.start(),
+            self._objective(middle),
+            self.training.descent(),
+            excluded,
+            copies,
+            one_copy=one_copy,
         )
 
     def _test_losses(self, outputs: Array) -> Array:
@@ -407,6 +461,9 @@ class Methods:
             return PairObjective(test.loss, first, second, target, test.positions, weights).losses(outputs)
         if isinstance(test, SampleExamples):
             k = 1 if test.cotangent == "score" else test.outputs.shape[2]
+            if test.quantity == "score_difference":
+                each = outputs.reshape(len(test), k, -1)
+                return np.stack([-label_logit(each[:, :, r], test.targets) for r in range(each.shape[2])], axis=1)
             return SampleObjective(test.loss, test.targets, k).losses(outputs)
         raise ViewError("These test examples are neither pairs nor samples.")
 
@@ -443,7 +500,7 @@ class Methods:
     def _example_change(self) -> replays.Change:
         self._require_few()
         count = len(self.view.train)
-        return self._change(replays.leave_out_examples(count, np.arange(count)))
+        return self._change(replays.leave_out_examples(count, np.arange(count)), one_copy=True)
 
     def _replayed(self, test: str) -> Array:
         row = self.view.test_row(test)
@@ -468,17 +525,22 @@ class Methods:
         kernels = self._last_layer.kernels
         objective = self._objective(len(kernels.train_train) - 1)
         copies = self.view.train.multiplicity
-        return representer_points(kernels.train_train[-1], kernels.test_train[-1], objective, ridge=self.ridge, multiplicity=copies)
+        return representer_points(
+            kernels.train_train[-1], kernels.test_train[-1], objective, ridge=self._ridge, multiplicity=copies
+        )
 
     def _representer(self, test: str) -> Array:
-        """What each training example takes off the test quantity's margin: that of a pair is the difference of its two outputs."""
+        """What each training example adds to a pair's or a label's margin; of a number to meet, how much its loss would rise without it."""
         view, values = self.view, self.representers.values
         row = view.test_row(test)
         if isinstance(view.test, PairExamples):
             first, second = view.test.ends[row]
             return np.asarray(view.test.table["target"].to_numpy()[row] * (values[:, first] - values[:, second]))
         if isinstance(view.test, SampleExamples) and view.test.cotangent == "score":
-            return np.asarray(values[:, row])
+            target = view.test.targets[[row]]
+            if view.test.loss.is_of_label:
+                return np.asarray((2 * float(target[0]) - 1) * values[:, row])
+            return -float(sample_derivative(view.test.loss, self.representers.test[[row]], target)[0]) * values[:, row]
         raise ViewError("Representer points of several outputs need the features of the last layer; compute a run of one output.")
 
 

@@ -90,10 +90,9 @@ class Examples(ABC):
     def __len__(self) -> int:
         return len(self.table)
 
-    def row(self, name: str) -> int | None:
-        """The row of the example of this id; None where there is none."""
-        found = np.flatnonzero((self.table["id"] == name).to_numpy(dtype=bool))
-        return int(found[0]) if found.size else None
+    def rows_of(self, name: str) -> list[int]:
+        """The rows of this id: none, one, or several where joined ids of different pairs read alike."""
+        return np.flatnonzero((self.table["id"] == name).to_numpy(dtype=bool)).tolist()
 
     @property
     def multiplicity(self) -> npt.NDArray[np.int64]:

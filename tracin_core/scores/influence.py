@@ -293,7 +293,10 @@ class Influence:
 
     def _live_tests(self) -> npt.NDArray[np.int64]:
         """Places of the tests that have a gradient at some checkpoint; refuses where there is none."""
-        live = np.flatnonzero(~self.dead_tests)
+        alive = ~self.dead_tests
+        if self.measure in ("cosine", "cosine_mean"):  # a gradient that is lost in rounding has no direction
+            alive &= (self._norms_test[self.checkpoint_weights != 0] > 0).any(axis=0)
+        live = np.flatnonzero(alive)
         if live.size == 0:
             raise ViewError(
                 f"All {len(self.test)} test {self.test.noun}s are dead under {self.test.described}, so there is nothing to average; "
@@ -431,11 +434,14 @@ class Influence:
 
 
 def _found(examples: Examples, side: str, name: str) -> int:
-    row = examples.row(name)
-    if row is None:
-        noun = examples.noun
+    rows, noun = examples.rows_of(name), examples.noun
+    if not rows:
         raise NotFoundError(f"There is no {side} {noun} '{name}' in this run; choose one from its list of {side} {noun}s.")
-    return row
+    if len(rows) > 1:
+        raise ViewError(
+            f"'{name}' names {len(rows)} {side} {noun}s of this run, whose samples' ids join to the same text; rename a sample."
+        )
+    return rows[0]
 
 
 def squared_norms(examples: Examples, kernels: Array) -> Array:

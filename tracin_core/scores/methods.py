@@ -20,6 +20,8 @@ from tracin_core.errors import ViewError
 from tracin_core.scores.curvature import Array, CurvedKernel, Kernel, NoCurvature, require_positive
 from tracin_core.scores.influence import DEAD_RATIO
 
+ROWS_AT_ONCE = 4_000_000  # numbers: 32 MB
+
 
 @dataclass(frozen=True)
 class Mapped:
@@ -168,8 +170,17 @@ def theta_relatif(influences: Array, decomposed: Sequence[CurvedKernel | NoCurva
     Over several checkpoints the length is the root of the mean square over those that have curvature.
     """
     live = _live(decomposed)
-    squares = sum(squared_lengths(train[place], state.squared_at(state.damping(delta))) for place, state in live) / len(live)
+    squares = sum(_moved(train[place], state, delta) for place, state in live) / len(live)
     return relative(influences, np.sqrt(squares)[:, None])
+
+
+def _moved(rows: Any, state: CurvedKernel, delta: float) -> Array:
+    """|H^-1 g_e|^2 = |Y^T a_e / (e + mu)|^2: [N], from the rows themselves: a difference of products would lose what pairs are about."""
+    half = state.train / (state.eigenvalues + state.damping(delta))
+    given = sparse.csr_array(rows)
+    step = max(1, ROWS_AT_ONCE // max(half.shape[1], 1))
+    parts = [(np.asarray(given[first : first + step] @ half) ** 2).sum(axis=1) for first in range(0, given.shape[0], step)]
+    return np.concatenate([np.empty(0), *parts])
 
 
 def relative(influences: Array, lengths: Array) -> Array:

@@ -186,6 +186,11 @@ def _step(
     return np.where(left, new, velocity), np.where(left, rate * new, 0.0)
 
 
+def _without(copies: Array, out: Array, *, one_copy: bool) -> Array:
+    """The copies that are left, [N, R]."""
+    return np.maximum(copies - out, 0.0) if one_copy else copies * (out == 0)
+
+
 @dataclass(frozen=True)
 class Change:
     """What leaving out does to the outputs at the end, one column per replay; and the outputs with nothing left out."""
@@ -202,6 +207,8 @@ def predicted_change(
     descent: Descent,
     excluded: Any,
     multiplicity: npt.ArrayLike | None = None,
+    *,
+    one_copy: bool = False,
 ) -> Change:
     """Outputs with each exclusion minus outputs with none; replayed side by side, so many at a time that memory stays bounded.
 
@@ -209,6 +216,7 @@ def predicted_change(
         excluded: which examples each replay leaves out, sparse or dense of 0 and 1: [R, N]. `leave_out_samples(objective)`: each sample
             in turn, with all its examples; `leave_out_examples(N, rows)`: each of these examples in turn.
         multiplicity: [N]; None: 1.
+        one_copy: leaves out one copy of what is excluded, not all of them: what a score of a single example is about.
 
     Raises:
         ViewError: as `replay`.
@@ -224,7 +232,7 @@ def predicted_change(
     baseline = replay(kernel, start, objective, descent, copies)
     width = max(1, CELLS_AT_ONCE // objective.examples)
     ends = [
-        replay(kernel, start, objective, descent, copies * (out[first : first + width].toarray().T == 0))
+        replay(kernel, start, objective, descent, _without(copies, out[first : first + width].toarray().T, one_copy=one_copy))
         for first in range(0, out.shape[0], width)
     ]
     train = np.hstack([np.empty((len(start.train), 0)), *(end.train for end in ends)])

@@ -85,9 +85,20 @@ class Selection(Influence):
 
     def removed(self, chosen: pd.DataFrame) -> npt.NDArray[np.bool_]:
         """Which training examples a list from `exclusions` takes out of a training: those it names, or all of the samples it names: [N]."""
-        if "id1" in chosen.columns or self.train.members.shape[1] == 1:
+        if self.train.members.shape[1] == 1:
             return self.train_pairs["id"].isin(chosen["id"]).to_numpy()
+        if "id1" in chosen.columns:
+            return np.isin(self._pair_keys(self.train.members), self._pair_keys(self._places(chosen)))
         return self.train_pairs[["id1", "id2"]].isin(chosen["id"].tolist()).any(axis=1).to_numpy()
+
+    def _places(self, chosen: pd.DataFrame) -> npt.NDArray[np.int64]:
+        """Rows of the training samples that a list of pairs names; -1 for a sample that is not among them: [entries, 2]."""
+        rows = pd.Series(np.arange(len(self.train_samples)), index=self.train_samples["id"])
+        return np.stack([rows.reindex(chosen[end]).fillna(-1).to_numpy(dtype=np.int64) for end in ("id1", "id2")], axis=1)
+
+    def _pair_keys(self, ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """One number per unordered pair."""
+        return np.asarray(ends.min(axis=1) * len(self.train_samples) + ends.max(axis=1))
 
     def suggested_threshold(self, min_occurrences: int = 3, pair_mode: rules.PairMode = "ranking_pair") -> float:
         """A threshold to begin with, on this run's own scale: about 2 % of the pairs (or samples) are harmful below it.
@@ -99,8 +110,10 @@ class Selection(Influence):
         kth = self._kth(min_occurrences, by_sample=self._by_sample(pair_mode))
         return float(f"{rules.suggested_threshold(kth):.3g}")
 
-    def threshold_at(self, *, quantile: float | None = None, robust_z: float | None = None) -> tuple[float, rules.Population]:
-        """A threshold relative to the scores' own scale, and the population that it is taken over.
+    def threshold_at(
+        self, *, quantile: float | None = None, robust_z: float | None = None, pair_mode: rules.PairMode = "ranking_pair"
+    ) -> tuple[float, rules.Population]:
+        """A threshold relative to the scores' own scale, and the population that it is taken over: pairs, or samples in mode `sample`.
 
         Raises:
             ExclusionError: not exactly one of the two is given, or the scores have no scale.
@@ -108,8 +121,11 @@ class Selection(Influence):
         """
         if (quantile is None) == (robust_z is None):
             raise ViewError("Give either a quantile or a robust z-score for the threshold, and not both.")
-        self._require_budget(len(self.train))
-        scores = self._harm_of(np.arange(len(self.train)))[:, rules.first_of_each(self.test_pairs)]
+        by_sample = self._by_sample(pair_mode)
+        count = len(self.train_samples) if by_sample else len(self.train)
+        self._require_budget(count)
+        read = self._harm_of_sample if by_sample else self._harm_of
+        scores = read(np.arange(count))[:, rules.first_of_each(self.test_pairs)]
         chosen = (
             rules.quantile_threshold(scores, quantile)
             if quantile is not None

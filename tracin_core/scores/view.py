@@ -116,14 +116,20 @@ class View(Selection):
         measured = self._measured(place, dot)[:, 0]
         proponents, opponents = (
             strongest(self.train.table["id"], measured, k, ascending=ascending, among=np.flatnonzero(chosen))
-            for chosen, ascending in ((dot[:, 0] > 0, False), (dot[:, 0] < 0, True))
+            for chosen, ascending in ((self._signs(dot[:, 0], measured) > 0, False), (self._signs(dot[:, 0], measured) < 0, True))
         )
         return self._explained(proponents, dot[:, 0], measured, test_id), self._explained(opponents, dot[:, 0], measured, test_id)
 
     def count(self, test_id: str, side: Literal["proponents", "opponents"]) -> int:
         """How many training examples are proponents, or opponents, of a test at all."""
-        dot = self._dot(self._place(test_id))[:, 0]
-        return int(np.sum(dot > 0 if side == "proponents" else dot < 0))
+        place = self._place(test_id)
+        dot = self._dot(place)
+        signs = self._signs(dot[:, 0], self._measured(place, dot)[:, 0])
+        return int(np.sum(signs > 0 if side == "proponents" else signs < 0))
+
+    def _signs(self, dot: Array, measured: Array) -> Array:
+        """What makes a proponent or an opponent: the influence, or where the measure has a sign of its own, the measure."""
+        return measured if self.measure == "cosine_mean" else dot
 
     def _explained(self, rows: npt.NDArray[np.int64], dot: Array, measured: Array, test: str) -> pd.DataFrame:
         terms = self._terms(rows, test)

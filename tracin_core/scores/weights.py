@@ -36,13 +36,19 @@ class Weights:
 
 
 def checkpoint_weights(
-    asked: CheckpointWeights, checkpoints: pd.DataFrame, *, examples: int, half_life: float | None = None
+    asked: CheckpointWeights,
+    checkpoints: pd.DataFrame,
+    *,
+    examples: int,
+    rows: Sequence[int] | None = None,
+    half_life: float | None = None,
 ) -> Weights:
-    """The weights of these checkpoints.
+    """The weights of some checkpoints.
 
     Args:
         asked: a rule, or the weights themselves.
-        checkpoints: those that are summed, by epoch: epoch, learning_rate, rate_sum (None where not recorded), arguments.
+        checkpoints: all that are known, by epoch: epoch, learning_rate, rate_sum (None where not recorded), arguments.
+        rows: those that are summed, ascending; None: all.
         examples: N, how many training examples an epoch goes through, copies counted.
         half_life: in epochs, for `recency`.
 
@@ -51,13 +57,16 @@ def checkpoint_weights(
     """
     if half_life is not None and not (np.isfinite(half_life) and half_life > 0):
         raise ViewError(f"The half-life is {half_life} epochs; choose a number above 0.")
+    chosen = list(range(len(checkpoints))) if rows is None else list(rows)
+    if chosen != sorted(set(chosen)):
+        raise ViewError(f"The checkpoints {chosen} are not in the order of their epochs; give each once, earliest first.")
     if not isinstance(asked, str):
-        return Weights(_given(asked, len(checkpoints)))
+        return Weights(_given(asked, len(chosen)))
     if asked not in RULES:
         raise ViewError(
             f"There are no checkpoint weights named '{asked}'; choose {', '.join(get_args(WeightRule))}, or a list of numbers."
         )
-    return RULES[asked](checkpoints, examples, half_life)
+    return RULES[asked](checkpoints, chosen, examples, half_life)
 
 
 def _given(asked: Sequence[float], count: int) -> Array:
@@ -67,30 +76,34 @@ def _given(asked: Sequence[float], count: int) -> Array:
     return given
 
 
-def _uniform(checkpoints: pd.DataFrame, examples: int, half_life: float | None) -> Weights:
-    return Weights(np.ones(len(checkpoints)))
+def _uniform(checkpoints: pd.DataFrame, rows: list[int], examples: int, half_life: float | None) -> Weights:
+    return Weights(np.ones(len(rows)))
 
 
-def _learning_rate(checkpoints: pd.DataFrame, examples: int, half_life: float | None) -> Weights:
-    return Weights(_rates(checkpoints), _after_the_step(checkpoints))
+def _learning_rate(checkpoints: pd.DataFrame, rows: list[int], examples: int, half_life: float | None) -> Weights:
+    chosen = checkpoints.iloc[rows]
+    return Weights(_rates(chosen), _after_the_step(chosen))
 
 
-def _step_sum(checkpoints: pd.DataFrame, examples: int, half_life: float | None) -> Weights:
-    sums, note = rate_sums(checkpoints, examples)
+def _step_sum(checkpoints: pd.DataFrame, rows: list[int], examples: int, half_life: float | None) -> Weights:
+    whole, note = rate_sums(checkpoints, examples)
+    sums = whole[rows]
     gaps = np.diff(sums) / examples
     left = np.append(sums[0] / examples, gaps / 2)
     right = np.append(gaps / 2, 0.0)
     return Weights(left + right, note)
 
 
-def _recency(checkpoints: pd.DataFrame, examples: int, half_life: float | None) -> Weights:
-    epochs = checkpoints["epoch"].to_numpy(dtype=float)
+def _recency(checkpoints: pd.DataFrame, rows: list[int], examples: int, half_life: float | None) -> Weights:
+    epochs = checkpoints["epoch"].to_numpy(dtype=float)[rows]
     if half_life is not None:
         return Weights(0.5 ** ((epochs[-1] - epochs) / half_life))
     decay = _argument(checkpoints, "weight_decay")
-    if decay is None:
-        raise ViewError("The checkpoints record no weight decay to derive recency from; give a half_life in epochs.")
-    sums, note = rate_sums(checkpoints, examples)
+    if not decay:
+        told = "record no weight decay" if decay is None else "were trained without weight decay, so there is nothing"
+        raise ViewError(f"The checkpoints {told} to derive recency from; give a half_life in epochs.")
+    whole, note = rate_sums(checkpoints, examples)
+    sums = whole[rows]
     return Weights(np.exp(-float(decay) * (sums[-1] - sums)), note)
 
 
@@ -142,5 +155,5 @@ def _after_the_step(checkpoints: pd.DataFrame) -> str:
 
 
 def _argument(checkpoints: pd.DataFrame, name: str) -> Any:
-    arguments = checkpoints["arguments"].iloc[-1] if "arguments" in checkpoints else None
-    return (arguments or {}).get(name)
+    told = [checkpoints[column].iloc[-1] for column in ("descent", "arguments") if column in checkpoints]
+    return next((known[name] for known in told if isinstance(known, dict) and known.get(name) is not None), None)
