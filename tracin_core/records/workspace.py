@@ -170,6 +170,15 @@ class Workspace:
         request = {"material": material, "frequency": frequency}
         return self.queue.submit("demo", request, title=f"SIMULATED {material} {frequency}")
 
+    def follow(self, recipe: Recipe, *, quiet_seconds: float = 1800.0) -> Job:
+        """A training still in progress is being followed: each new checkpoint makes a run, the job's `run_id` names the newest.
+
+        Args:
+            quiet_seconds: the training has ended when `training.json` lies beside its checkpoints, or no file of it changed for so long.
+        """
+        list_recordings(recipe.data.root, recipe.data.material, recipe.data.frequency)
+        return self.queue.submit("analysis", {"recipe": recipe.to_dict(), "quiet_seconds": quiet_seconds}, title=recipe.name)
+
     def start_inspection(self, folder: Path, prefix: str = "model_epoch_", layout: str = "small") -> Job:
         """The folder's checkpoints are being taken in; the job's result has one entry per file, accepted or refused."""
         list_checkpoints(folder, prefix)
