@@ -1,5 +1,8 @@
 """Blocks are whole, checked, and never wrong."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +81,12 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
 def test_digests_depend_on_values_not_on_key_order() -> None:
     assert digest_of({"a": 1, "b": [2, 3]}) == digest_of({"b": [2, 3], "a": 1})
     assert digest_of({"a": 1}) != digest_of({"a": 2})
+
+
+@pytest.mark.slow
+def test_a_kernel_of_ten_thousand_by_a_million_is_browsed_within_500_mb() -> None:
+    """The benchmark compares both answers with numbers that it knows, and ends with 1 beyond the limit (docs/scale.md)."""
+    script = Path(__file__).resolve().parents[1] / "benchmarks" / "scale.py"
+    answer = subprocess.run([sys.executable, str(script), "--only", "browse"], capture_output=True, text=True, timeout=600)
+    assert answer.returncode == 0, answer.stderr
+    assert 0 < json.loads(answer.stdout)["browse"]["peak_rss_mb"] <= 500
