@@ -232,6 +232,12 @@ def test_verify_changes_nothing_and_needs_no_catalogue(root: Path) -> None:
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
+def test_verify_and_doctor_do_not_wait_for_whoever_writes(root: Path) -> None:
+    with open_workspace(root).catalogue.transaction():
+        assert verify(root).damages == []
+        assert wrong(root) == {}
+
+
 def test_another_directory_is_no_workspace_and_none_is_made(tmp_path: Path) -> None:
     for act in (verify, rebuild_catalogue, collect_garbage):
         with pytest.raises(WorkspaceError, match="is not a workspace"):
@@ -307,6 +313,10 @@ def test_a_damaged_catalogue_is_moved_aside(root: Path) -> None:
     assert aside is not None
     assert aside.read_bytes() == b"no database" * 1000
     assert not list(root.glob(".*.partial"))
+    path.write_bytes(b"")
+    assert names_of(verify(root).damages) == {"tracin.sqlite3"}
+    rebuild_catalogue(root)
+    assert verify(root).damages == []
 
 
 def test_a_journal_does_not_stay_beside_a_new_file(root: Path) -> None:

@@ -40,11 +40,16 @@ MIGRATIONS = (
 
 
 class Catalogue:
-    """One SQLite file; a connection per transaction, so that any number of processes and threads can use it."""
+    """One SQLite file; a connection per transaction, so that any number of processes and threads can use it.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        migrate: False where it is only read: it is not made, brought up to date or waited for.
+    """
+
+    def __init__(self, path: Path, *, migrate: bool = True) -> None:
         self.path = path
-        self._migrate()
+        if migrate:
+            self._migrate()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -126,6 +131,8 @@ def catalogue_damage(path: Path) -> str:
 def _odd_tables(connection: sqlite3.Connection) -> str:
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     tables = _tables(connection)
+    if not tables:
+        return "is empty"
     if version > len(MIGRATIONS) and tables != _tables_of(len(MIGRATIONS)):
         raise WorkspaceError(
             f"The workspace was written by a newer version (catalogue {version}, this one knows {len(MIGRATIONS)}); update TracIn Studio."

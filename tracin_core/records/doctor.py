@@ -147,7 +147,7 @@ def catalogue(root: Path) -> Finding:
             return Finding("catalogue", False, f"'{CATALOGUE}' {reason}; {mend}")
         if is_wal(path):
             return Finding("catalogue", False, f"'{CATALOGUE}' was set to WAL mode by another program; {mend}")
-        unknown = sorted(on_disk - {row["id"] for row in Catalogue(path).read("SELECT id FROM run")})
+        unknown = sorted(on_disk - {row["id"] for row in Catalogue(path, migrate=False).read("SELECT id FROM run")})
     except TracInError as failure:
         return Finding("catalogue", False, str(failure))
     if unknown:
@@ -169,7 +169,7 @@ def worker(root: Path) -> Finding:
     state = "A worker is alive" if alive else "No worker is alive"
     if catalogue_damage(root / CATALOGUE):
         return Finding("worker", True, f"{state}; its jobs cannot be read without the catalogue.")
-    rows = Catalogue(root / CATALOGUE).read(
+    rows = Catalogue(root / CATALOGUE, migrate=False).read(
         "SELECT id, state, beat FROM job WHERE state IN ('queued', 'running') ORDER BY position"
     )
     running = [row for row in rows if row["state"] == "running"]
@@ -225,7 +225,7 @@ def _unwritable_catalogue(root: Path) -> str:
 
 
 def _silent_worker(root: Path) -> str:
-    running = Catalogue(root / CATALOGUE).read("SELECT id, beat FROM job WHERE state = 'running' LIMIT 1")
+    running = Catalogue(root / CATALOGUE, migrate=False).read("SELECT id, beat FROM job WHERE state = 'running' LIMIT 1")
     if not running:
         return ""
     if not worker_is_alive(root):

@@ -188,7 +188,7 @@ def _verify_catalogue(root: Path, found: Verification) -> None:
         return
     found.files["catalogue"] += 1
     damaged = {damage.file for damage in found.damages}
-    catalogue = Catalogue(root / CATALOGUE)
+    catalogue = Catalogue(root / CATALOGUE, migrate=False)
     for row in catalogue.read("SELECT id FROM run WHERE state = 'done' ORDER BY id"):
         if not (root / "runs" / row["id"] / "run.json").exists():
             found.damages.append(Damage(f"runs/{row['id']}/run.json", "is not there, and the catalogue has this run as finished"))
@@ -268,7 +268,7 @@ def unfinished_runs(root: Path) -> dict[str, Recipe]:
     path = root / CATALOGUE
     if catalogue_damage(path):
         return {}
-    rows = Catalogue(path).read("SELECT id, recipe FROM run WHERE state != 'done'")
+    rows = Catalogue(path, migrate=False).read("SELECT id, recipe FROM run WHERE state != 'done'")
     return {row["id"]: Recipe.model_validate_json(row["recipe"]) for row in rows}
 
 
