@@ -30,7 +30,7 @@ from tracin_core.records.catalogue import Catalogue, catalogue_damage
 from tracin_core.records.datasets import dataset_key, keep_inputs
 from tracin_core.records.maintenance import SEAL, collect_garbage, rebuild_catalogue, verify
 from tracin_core.records.runs import Chunk, Manifest, Run, chunk_digest
-from tracin_core.records.store import BlockKey, BlockStore, Mosaic, digest_of
+from tracin_core.records.store import BlockKey, BlockStore, Mosaic, block_damage, digest_of
 from tracin_core.records.workspace import Workspace, open_workspace
 
 MANUAL = Path(__file__).resolve().parents[1] / "docs" / "command-line.md"
@@ -215,6 +215,23 @@ def test_what_is_cut_off_emptied_or_gone_is_named(root: Path) -> None:
     assert names_of(verify(root).damages) >= expected
 
 
+def test_a_block_in_anothers_place_is_named(root: Path) -> None:
+    """Its own checksum is right, but not the one that was recorded under this name."""
+    by_size: dict[int, list[Path]] = {}
+    for path in sorted(root.glob("kernels/*/*.f32")):
+        by_size.setdefault(path.stat().st_size, []).append(path)
+    here, there = next(paths for paths in by_size.values() if len(paths) > 1)[:2]
+    shutil.copyfile(there, here)
+    (damage,) = verify(root).damages
+    assert damage.file == here.relative_to(root).as_posix()
+    assert "but the catalogue has" in damage.reason
+
+
+def test_nothing_with_the_checksum_of_nothing_is_no_block(tmp_path: Path) -> None:
+    (tmp_path / "block").write_bytes(bytes(4))
+    assert block_damage(tmp_path / "block") == "has 4 bytes, which is no block"
+
+
 def test_a_damaged_seal_is_named_and_a_run_without_one_is_told(root: Path) -> None:
     first, second = sorted(root.glob("runs/*"))
     (first / SEAL).write_text("what is this")
@@ -357,6 +374,16 @@ def test_a_whole_catalogue_keeps_what_it_alone_knows(root: Path) -> None:
     assert set(place.runs()["state"]) == {"done", "computing"}
 
 
+@pytest.mark.parametrize(
+    "harm", ["file = file || 'x'", "created = created + 1", "run_id = 'x'", "who = 'x', why = 'x', entries = 9"]
+)
+def test_a_decision_with_a_damaged_field_is_the_same_decision(original: Path, root: Path, harm: str) -> None:
+    with open_workspace(root).catalogue.transaction() as connection:
+        connection.execute(f"UPDATE exclusion SET {harm}")
+    rebuild_catalogue(root)
+    assert known(root) == known(original)
+
+
 def test_damaged_files_are_left_out_and_named(root: Path) -> None:
     run = sorted(root.glob("runs/*/run.json"))[0]
     text = run.read_text()
@@ -423,6 +450,7 @@ def test_what_only_a_dropped_run_needed_goes_and_its_order_is_listed_first(root:
     counts = pd.Series([garbage.kind for garbage in listed]).value_counts()
     assert counts.to_dict() == {"blocks": 28, "inputs": 4, "previews": 2 * samples}
     assert verify(root).damages == []
+    assert {name for name, *_ in known(root)["block"]} == {key.name for key in maintenance.run_blocks(kept.manifest)}
     assert open_workspace(root).run(kept.id).kernels.test_train.shape == (2, 2, 6, 8)
 
 

@@ -216,7 +216,6 @@ def _unwritable_catalogue(root: Path) -> str:
             connection,
         ):
             number = int(connection.execute("PRAGMA user_version").fetchone()[0])
-            connection.execute("BEGIN IMMEDIATE")
             connection.execute(f"PRAGMA user_version = {number}")  # the page is written, and stays what it was
             connection.execute("SELECT 1 FROM run LIMIT 1")
     except sqlite3.Error as failure:
