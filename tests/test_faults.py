@@ -8,11 +8,13 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,8 +248,91 @@ def check_recovery(rig: Rig, place: Path) -> None:
     assert rig.zygote.run("hindered", str(place), 0, 0, 0) == 0
     assert job_of(open_workspace(place)).state == "done"
     assert kernels_of(place) == rig.kernels
-    assert without_health(run_of(place, rig.run_id)) == without_health(rig.run_files)
+    assert run_of(place, rig.run_id) == rig.run_files
 
 
-def without_health(files: dict[str, bytes]) -> dict[str, Any]:
-    return {**files, "run.json": {**json.loads(files["run.json"]), "health": None}}
+# ---- a full disk ------------------------------------------------------------------------------------------------------------
+
+SIZES = 10 if LONG else 3
+PATIENCE = 8.0
+ROOMY = 64 * 2**20
+MOUNTS = os.geteuid() == 0 and shutil.which("mount") is not None
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own, of which a test may change the size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no file system may be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.skipif(not MOUNTS, reason="only root may mount a small disk")
+def test_on_a_full_disk_a_job_pauses_and_goes_on_by_itself(rig: Rig, mounted: Path) -> None:
+    """The disk is full after so many bytes more: no process dies of it, nothing is damaged, and with room the job ends right."""
+    ends: Counter[str] = Counter()
+    whole = 4096 * len(rig.kernels)
+    for number in range(SIZES):
+        place = shutil.copytree(rig.prepared, mounted / f"workspace{number}")
+        assert rig.zygote.run("asked", str(place), str(rig.toml)) == 0
+        resize(mounted, shutil.disk_usage(mounted).used + whole * number // SIZES)
+        pid = rig.zygote.fork("tight_worker", str(place))
+        ends[settled(place)] += 1
+        assert zygote.is_of(Path(f"/proc/{pid}"), rig.zygote.tag), "the worker died of the full disk"
+        assert kernels_of(place).items() <= rig.kernels.items()
+        resize(mounted, ROOMY)
+        until(lambda place=place: state_of(place) == "done")
+        assert kernels_of(place) == rig.kernels
+        assert run_of(place, rig.run_id) == rig.run_files
+        zygote.kill(pid)
+        shutil.rmtree(place)
+    print(dict(ends))
+    assert ends["paused"] == SIZES
+
+
+def resize(mounted: Path, size: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={-(-size // 4096) * 4096}", mounted], check=True)
+
+
+def settled(place: Path) -> str:
+    """The job's state once it has ended or paused; `running` while not even that can be written down."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and state_of(place) in ("queued", "running"):
+        time.sleep(0.05)
+    return state_of(place)
+
+
+def state_of(place: Path) -> str:
+    """Looked up without writing a byte."""
+    with closing(sqlite3.connect(f"file:{place / 'tracin.sqlite3'}?mode=ro", uri=True, timeout=10)) as catalogue:
+        return str(catalogue.execute("SELECT state FROM job").fetchone()[0])
+
+
+# ---- several at once --------------------------------------------------------------------------------------------------------
+
+
+def test_dashboard_command_line_and_notebooks_share_a_workspace(rig: Rig, tmp_path: Path) -> None:
+    """All at once: each gets its answers, equal work is done once, and one job runs at a time."""
+    place = shutil.copytree(rig.prepared, tmp_path / "workspace")
+    answers = [tmp_path / f"answer{number}" for number in range(2)]
+    rig.zygote.fork("dashboard", str(place))
+    for answer in answers:
+        rig.zygote.fork("notebook", str(place), str(rig.toml), str(answer))
+    assert rig.zygote.run("client", str(place), str(rig.toml)) == 0
+    until(lambda: all(answer.exists() and answer.read_text() for answer in answers))
+    first, second = (json.loads(answer.read_text()) for answer in answers)
+    assert first == second
+    assert first[0] == rig.run_id
+    assert first[3] == [True] * (EPOCHS + 1)
+    assert kernels_of(place) == rig.kernels
+    kinds = Counter(job.kind for job in open_workspace(place).queue.all())
+    assert kinds["analysis"] == 1
+    lines = [json.loads(line) for line in (place / "jobs" / "worker.jsonl").read_text().splitlines()]
+    told = [(line["event"], line["job"]) for line in lines if line["event"] in ("started", "done")]
+    assert [event for event, _ in told] == ["started", "done"] * (len(told) // 2)
+    assert all(told[at][1] == told[at + 1][1] for at in range(0, len(told), 2))
+    for pid in rig.zygote.living():
+        zygote.kill(pid)

@@ -1,6 +1,9 @@
 """The whole path below the pages, with real files and real worker processes."""
 
+import errno
+import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,8 @@ import psutil
 import pytest
 from lab import stop_worker, worker_pids
 
+from tracin_core import blocks, worker
+from tracin_core.blocks import BlockSpec, Receipt
 from tracin_core.errors import (
     CheckpointError,
     CheckpointMismatchError,
@@ -27,7 +32,9 @@ from tracin_core.errors import (
     WorkspaceError,
 )
 from tracin_core.recipe import Recipe
-from tracin_core.records.jobs import Job
+from tracin_core.records.jobs import Job, JobQueue
+from tracin_core.records.progress import Progress
+from tracin_core.records.runs import Manifest
 from tracin_core.records.workspace import Workspace, open_workspace
 
 KILLS = 10
@@ -340,3 +347,85 @@ def test_kernels_beyond_their_budget_are_kept_as_rest_and_last(computed: Workspa
     np.testing.assert_allclose(run.view(layers=["last"]).influence(), last, rtol=1e-6, atol=1e-6 * np.abs(last).max())
     log = place.queue.log_path(place.queue.all()[0].id).read_text()
     assert "kept by 2 layer groups: rest, last" in log
+
+
+class TestFailingBlocks:
+    """A block that really cannot be computed is tried again and again, named, and costs no other block."""
+
+    @pytest.fixture
+    def hindered(self, place: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+        """A workspace whose worker is the test itself."""
+        monkeypatch.setattr(JobQueue, "ensure_worker", lambda self: None)
+        return place
+
+    def test_it_is_named_with_its_reason_and_mended_by_resuming(
+        self, hindered: Workspace, recipe: Recipe, computed: Workspace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The inputs of one chunk are damaged after they were kept: every block that needs them fails."""
+        job = hindered.compute(recipe, wait=False)
+        assert isinstance(job, Job)
+        kept = worker.compute_blocks
+
+        def damaged(progress: Progress, recipe: Recipe, manifest: Manifest, layers: dict[str, tuple[str, ...]]) -> None:
+            (chunk,) = manifest.chunks["validation"]
+            path = next(hindered.root.rglob(f"inputs/{chunk.digest}.safetensors"))
+            path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+            kept(progress, recipe, manifest, layers)
+
+        monkeypatch.setattr(worker, "compute_blocks", damaged)
+        blocks.chunk_tensor.cache_clear()
+        assert worker.do_next(hindered, "me")
+        failed = hindered.job(job.id)
+        assert failed.state == "failed"
+        names = [block["name"] for block in (failed.result or {})["failed_blocks"]]
+        whole = kernel_bytes(computed)
+        missing = [name.removeprefix("kernels/") for name in whole if name not in kernel_bytes(hindered)]
+        assert sorted(names) == sorted(missing)
+        assert all(block["attempts"] == worker.ATTEMPTS for block in failed.result["failed_blocks"])
+        assert str(failed.error).startswith(f"Done with {len(names)} of {len(whole)} blocks failed: '{names[0]}'")
+        assert "damaged" in str(failed.error)
+        log = "\n".join(hindered.job_log(job.id))
+        assert all(name in log for name in names)
+        monkeypatch.setattr(worker, "compute_blocks", kept)
+        hindered.resume(job.id)
+        assert worker.do_next(hindered, "me")
+        assert hindered.job(job.id).state == "done"
+        assert kernel_bytes(hindered) == whole
+
+    def test_a_block_that_fails_once_costs_nothing(
+        self, hindered: Workspace, recipe: Recipe, computed: Workspace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fewer failures than attempts, whatever fails."""
+        failures = iter([OSError(errno.EIO, "Input/output error", "x"), RuntimeError("out of memory")])
+        whole = worker.run_block
+
+        def shaky(spec: BlockSpec) -> Receipt:
+            if (failure := next(failures, None)) is not None:
+                raise failure
+            return whole(spec)
+
+        monkeypatch.setattr(worker, "run_block", shaky)
+        hindered.compute(recipe, wait=False)
+        assert worker.do_next(hindered, "me")
+        assert hindered.queue.all()[0].state == "done"
+        assert kernel_bytes(hindered) == kernel_bytes(computed)
+
+    def test_an_incident_is_found_under_its_number_in_both_logs(
+        self, hindered: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = hindered.compute(recipe, wait=False)
+        assert isinstance(job, Job)
+
+        def broken(*_: object) -> None:
+            raise KeyError("nobody expected this")
+
+        monkeypatch.setattr(worker, "compute_run", broken)
+        assert worker.do_next(hindered, "me")
+        sentence = str(hindered.job(job.id).error)
+        (incident,) = re.findall(r"under ([0-9a-f]{8})\.", sentence)
+        assert "\n" not in sentence
+        assert f"incident {incident}" in "\n".join(hindered.job_log(job.id))
+        lines = [json.loads(line) for line in (hindered.root / "jobs" / "worker.jsonl").read_text().splitlines()]
+        (told,) = [line for line in lines if line.get("incident") == incident]
+        assert (told["job"], told["run"]) == (job.id, job.run_id)
+        assert "nobody expected this" in told["exception"]

@@ -2,8 +2,9 @@
 
     python tests/zygote.py TAG        one JSON request a line on stdin; the new process's pid on stdout
 
-A request is [function of this file, arguments]. The processes are as real as any (own session, ended by the kernel), but for two
-things: a worker that a client asks for is forked instead of started anew, and chunks are small, so that a small run has many blocks.
+A request is [function of this file, arguments]. The processes are as real as any (own session, ended by the kernel), but for three
+things: a worker that a client asks for is forked instead of started anew, chunks are small, so that a small run has many blocks, and the
+engine's checks of itself, which touch no file, are left out.
 TAG is in the environment of everything that is ever started from here, which is how nothing is overlooked.
 """
 
@@ -118,6 +119,27 @@ def dashboard(workspace: str) -> int:
         time.sleep(0.2)
 
 
+def tight_worker(workspace: str) -> int:
+    """A worker that leaves no room to others."""
+    from tracin_core.records import progress
+
+    progress.RESERVE_BYTES = 0  # type: ignore[misc]
+    return worker(workspace)
+
+
+def notebook(workspace: str, recipe: str, answer: str) -> int:
+    """Asks for a look into the files and for the run, waits for all, reads the run."""
+    from tracin_core.recipe import Recipe
+    from tracin_core.records.workspace import open_workspace
+
+    place, analysis = open_workspace(workspace), Recipe.from_toml(Path(recipe))
+    look = place.start_inspection(analysis.checkpoints.folder)
+    run = place.compute(analysis)
+    accepted = [file["accepted"] for file in (place.queue.wait(look.id).result or {})["files"]]
+    Path(answer).write_text(json.dumps([run.id, run.digest, float(run.view().influence().sum()), accepted]))
+    return 0
+
+
 def asked(workspace: str, recipe: str) -> int:
     """The run is asked for, and nobody does it."""
     from tracin_core.recipe import Recipe
@@ -133,18 +155,13 @@ def hindered(workspace: str, kind: int, error: int, number: int) -> int:
     """A worker's work, of which the n-th call of a kind below the workspace fails; MET if there were so many calls.
 
     Of the kind 0 none fails. `<workspace>.calls` holds how many calls of each kind there were.
-
-    The engine's checks of itself, which touch no file, are left out.
     """
     import ctypes
 
-    import tracin_core.engine.health
     from tracin_core import worker as module
     from tracin_core.errors import TracInError
     from tracin_core.records.workspace import open_workspace
 
-    tracin_core.engine.health.check_model = lambda *_: []  # type: ignore[assignment]
-    module.estimate = lambda *_: ""
     module.ROOM_SECONDS = 0.01  # type: ignore[misc]
     failing = ctypes.CDLL(None)
     place = open_workspace(workspace)
@@ -222,7 +239,8 @@ def prepare() -> None:
     from tracin_core.records import datasets, jobs
 
     datasets.CHUNK_SAMPLES = CHUNK  # type: ignore[misc]
-    tracin_core.worker.sealed_chunks = datasets.sealed_chunks
+    tracin_core.engine.health.check_model = lambda *_: []  # type: ignore[assignment]
+    tracin_core.worker.estimate = lambda *_: "no estimate"
     jobs.subprocess = type("Forking", (), {"Popen": ForkedWorker, "DEVNULL": subprocess.DEVNULL})  # type: ignore[assignment]
     assert cli.app
     assert threading.active_count() == 1

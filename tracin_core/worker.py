@@ -131,6 +131,7 @@ def do_next(workspace: Workspace, owner: str, follow: Callable[[Progress | None]
     try:
         job = workspace.queue.claim(owner)
     except DiskFullError:
+        workspace.queue.use_spare()
         return False
     if job is None:
         return False
@@ -149,6 +150,7 @@ def run_job(progress: Progress, handler: Callable[[Progress], dict[str, Any]]) -
     progress.note("started", kind=progress.job.kind, attempt=progress.job.attempts)
     try:
         progress.require_room(0, "a job")
+        progress.workspace.queue.keep_spare()
         result = handler(progress)
     except InterruptedJob:
         end(progress, "queued", "interrupted: queued again")
@@ -202,6 +204,7 @@ def end(progress: Progress, state: str, line: str, *, error: str | None = None, 
         except DiskFullError:
             if progress.stopping:
                 return
+            progress.workspace.queue.use_spare()
         except WorkspaceError:
             tries += 1
             if progress.stopping or tries >= RECORD_TRIES:

@@ -20,13 +20,15 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import filelock
 
-from tracin_core.errors import JobCancelledError, JobFailedError, NotFoundError
+from tracin_core.data.files import write_whole
+from tracin_core.errors import DiskFullError, JobCancelledError, JobFailedError, NotFoundError
 from tracin_core.records import processes
 from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.store import digest_of
@@ -35,6 +37,7 @@ LIVE: Final = ("queued", "running")
 ENDED: Final = ("done", "failed", "cancelled", "paused", "lost")
 STALL_LIMIT: Final = 10
 START_SECONDS: Final = 5.0
+SPARE_BYTES: Final = 128 * 2**10  # room for a journal and a few pages of the catalogue
 LEASE_SECONDS: Final = 60.0  # a worker beats every few seconds, whatever it computes
 
 
@@ -87,11 +90,14 @@ class JobQueue:
         self._started_at = 0.0
         self._beat: tuple[str | None, float | None] = (None, None)
         self._beat_seen = 0.0
+        self._spare = root / "jobs" / ".spare"
 
     def submit(self, kind: str, request: dict[str, Any], *, title: str, run_id: str | None = None) -> Job:
         """The job is in the catalogue and a worker is on its way; a live job with the same request is returned as it is, a paused
         one is tried again."""
         digest = digest_of([kind, request])
+        with suppress(OSError, DiskFullError):  # a worker will say so
+            self.keep_spare()
         with self.catalogue.transaction() as connection:
             row = connection.execute(
                 "SELECT id FROM job WHERE request_digest = ? AND state IN ('queued', 'running', 'paused') AND cancel = 0",
@@ -225,6 +231,20 @@ class JobQueue:
                 continue
             with self.catalogue.transaction() as connection:
                 connection.execute(f"{REQUEUE} WHERE id = ? AND state = 'paused'", (row["id"],))
+
+    def keep_spare(self) -> None:
+        """A little room is set aside, so that on a full disk it can still be written down that it is full.
+
+        Raises:
+            DiskFullError: it is.
+        """
+        if not self._spare.exists():
+            write_whole(self._spare, [bytes(SPARE_BYTES)])
+
+    def use_spare(self) -> None:
+        """The room that was set aside is free."""
+        with suppress(OSError):
+            self._spare.unlink(missing_ok=True)
 
     def free_bytes(self) -> int:
         """Room on the workspace's disk, as this user may fill it."""
