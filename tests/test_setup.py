@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUIREMENTS = ["requirements.txt", "requirements-test.txt", "requirements-bench.txt", "requirements-umap.txt"]
+REQUIREMENTS = [f"requirements{extra}.txt" for extra in ("", "-test", "-bench", "-umap", "-cluster")]
 SCRIPTS = sorted(path for path in [*(ROOT / "scripts").iterdir(), ROOT / ".ci" / "run"] if path.is_file())
 # Words that bash 3.2 or a BSD tool does not know.
 TOO_NEW = [
@@ -40,7 +40,7 @@ def pins(file: str) -> dict[str, str]:
     return {normal(match[1]): match[2] for match in split if match is not None}
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "requirements-test.txt"])
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-test.txt", "requirements-cluster.txt"])
 def test_the_pinned_version_is_the_installed_one(file: str) -> None:
     """What is tested is what others will install; `+cpu` and the like name a build of the same version."""
     installed = {name: version(name).split("+")[0] for name in pins(file)}

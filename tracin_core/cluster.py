@@ -382,6 +382,6 @@ def connect(engine: EngineSection, seconds: float) -> Client:
     except (OSError, TimeoutError) as failure:
         with_what = " with these certificates" if given else ""
         raise ClusterError(
-            f"No Dask scheduler answers at {engine.scheduler} within {seconds:.0f} s{with_what}; start one there (docs/cluster.md), or "
+            f"No Dask scheduler answers at {engine.scheduler} within {seconds:g} s{with_what}; start one there (docs/cluster.md), or "
             f"leave executor out of the recipe's [engine] to compute on this machine."
         ) from failure
