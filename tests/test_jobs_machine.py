@@ -265,4 +265,4 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=500 if LONG else 50, stateful_step_count=30, deadline=None)
+TestHistories.settings = settings(max_examples=500 if LONG else 12, stateful_step_count=30, deadline=None)
