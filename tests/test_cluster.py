@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -374,6 +375,26 @@ def test_a_worker_with_another_torch_is_refused(specs: list[BlockSpec], dask: La
     assert isinstance(failure, BlockFailure)
     assert re.search(rf"has torch {re.escape(torch.__version__)} and the analysis was asked for with 2\.9\.9", failure.reason)
     assert not kernel_bytes(specs[0].root)
+
+
+def test_a_worker_with_several_threads_computes_one_block_at_a_time(
+    specs: list[BlockSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model and the number of torch's threads belong to the process."""
+    at_once: list[int] = []
+    inside: list[BlockSpec] = []
+
+    def watched(spec: BlockSpec) -> Receipt:
+        inside.append(spec)
+        at_once.append(len(inside))
+        time.sleep(0.02)
+        inside.remove(spec)
+        return Receipt(spec.key.name, spec.key.shape, 0, 0.0, computed=True)
+
+    monkeypatch.setattr(cluster, "run_block", watched)
+    with ThreadPoolExecutor(4) as threads:
+        assert len(list(threads.map(cluster.run_block_here, specs))) == len(specs)
+    assert set(at_once) == {1}
 
 
 def test_a_receipt_without_a_block_is_not_believed(
