@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def ask(workspace_path: Path) -> Ask:
             said.append(message)
 
         scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""}
-        asyncio.run(app(scope, receive, send))
+        with ThreadPoolExecutor(1) as own_thread:  # Playwright leaves its own loop running in this one
+            own_thread.submit(asyncio.run, app(scope, receive, send)).result()
         headers = {name.decode(): value.decode() for name, value in said[0]["headers"]}
         assert {name: headers.get(name.lower()) for name in server.HEADERS} == server.HEADERS
         return said[0]["status"], json.loads(said[1]["body"])
