@@ -29,7 +29,7 @@ from tracin_core.engine import ENGINE_VERSION
 from tracin_core.engine.checkpoints import keep
 from tracin_core.engine.kernel import kernel_groups
 from tracin_core.engine.models import build_model
-from tracin_core.recipe import EngineSection, ModelSection
+from tracin_core.recipe import EngineSection, RankerModel
 from tracin_core.records.datasets import keep_inputs
 from tracin_core.records.runs import Chunk, chunk_digest
 from tracin_core.records.store import BlockKey, BlockStore, digest_of
@@ -98,7 +98,7 @@ def main() -> None:
 def prepare(place: Workspace, samples: int, chunks: int) -> list[BlockSpec]:
     """The blocks of all pairs of chunks, whose weights and inputs are in the workspace."""
     torch.manual_seed(0)
-    section, engine = ModelSection(layout="large"), EngineSection(threads=1)
+    section, engine = RankerModel(layout="large"), EngineSection(threads=1)
     model = build_model(section)
     weights = {name: value.detach() for name, value in model.state_dict().items() if value.is_floating_point()}
     checkpoint = keep(weights, place.root / "checkpoints")

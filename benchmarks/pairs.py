@@ -44,7 +44,7 @@ from tracin_core.engine.kernel import model_outputs, tangent_kernel_by_layer
 from tracin_core.engine.models import build_model
 from tracin_core.engine.training import train_ranker
 from tracin_core.errors import TracInError
-from tracin_core.recipe import ModelSection, SplitSection
+from tracin_core.recipe import RankerModel, SplitSection
 from tracin_core.records.checkpoint_files import epoch_of, list_checkpoints
 from tracin_core.scores.influence import Kernels
 from tracin_core.scores.losses import PairLoss
@@ -191,7 +191,7 @@ def timed(seconds: dict[str, float], stage: str, work: Callable[[], Result]) -> 
 def compute_by_kernels(case: Case) -> Finished:
     """Every influence, as the worker computes it: checkpoints examined and kept, kernels per layer, then pair algebra."""
     seconds: dict[str, float] = {}
-    model = build_model(ModelSection())
+    model = build_model(RankerModel())
     with tempfile.TemporaryDirectory() as store:
         outcomes = timed(seconds, "intake", lambda: intake_folder(case.checkpoints, Path(store), model))
         refusal = next((outcome for outcome in outcomes if isinstance(outcome, TracInError)), None)
@@ -232,7 +232,7 @@ def all_kernels(case: Case, model: nn.Module, store: Path, digests: list[str]) -
 
 def compute_by_captum(case: Case, train: pd.DataFrame, test: pd.DataFrame, batch: int) -> Finished:
     """Influences of some training pairs on some test pairs by `TracInCP` with its exact per-sample gradients."""
-    model = PairModel(build_model(ModelSection()))
+    model = PairModel(build_model(RankerModel()))
 
     def load(_: nn.Module, path: str) -> float:
         model.ranker.load_state_dict(torch.load(path, weights_only=True)["model_state_dict"])
@@ -310,7 +310,7 @@ def places(some: pd.DataFrame, everything: pd.DataFrame) -> np.ndarray:
 
 
 def parameters() -> int:
-    return sum(parameter.numel() for parameter in build_model(ModelSection()).parameters())
+    return sum(parameter.numel() for parameter in build_model(RankerModel()).parameters())
 
 
 def machine() -> dict[str, Any]:

@@ -75,7 +75,7 @@ def block_seconds(layout: str, size: int, repeats: int) -> dict[str, float]:
     from tracin_core.engine.checkpoints import keep
     from tracin_core.engine.kernel import kernel_groups
     from tracin_core.engine.models import build_model
-    from tracin_core.recipe import EngineSection, ModelSection
+    from tracin_core.recipe import EngineSection, RankerModel
     from tracin_core.records.datasets import keep_inputs
     from tracin_core.records.runs import Chunk, chunk_digest
     from tracin_core.records.workspace import open_workspace
@@ -85,7 +85,7 @@ def block_seconds(layout: str, size: int, repeats: int) -> dict[str, float]:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         place = open_workspace(folder)
-        model = ModelSection(layout=layout)
+        model = RankerModel(layout=layout)
         built = build_model(model)
         weights = keep(
             {k: v for k, v in built.state_dict().items() if not k.endswith("num_batches_tracked")}, place.root / "checkpoints"

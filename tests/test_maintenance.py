@@ -1,6 +1,7 @@
 """Every damage is named, the catalogue comes back from the files, nothing that is needed is removed, and exports read as the run."""
 
 import hashlib
+import io
 import itertools
 import os
 import random
@@ -16,18 +17,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.numpy
+import soundfile
 import xarray
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tracin_core import cli
+from tracin_core.data.files import write_json, write_whole
 from tracin_core.data.readers import sample_digest
+from tracin_core.data.seals import json_damage, png_damage, sealed_wav, wav_damage, write_sealed
 from tracin_core.errors import DamagedBlockError, InputError, WorkspaceError
 from tracin_core.recipe import Recipe
 from tracin_core.records import doctor, maintenance
 from tracin_core.records.catalogue import Catalogue, catalogue_damage
-from tracin_core.records.datasets import dataset_key, keep_inputs
+from tracin_core.records.datasets import dataset_key, keep_inputs, sealed_chunks, stored_split
 from tracin_core.records.maintenance import SEAL, collect_garbage, rebuild_catalogue, verify
 from tracin_core.records.runs import Chunk, Manifest, Run, chunk_digest
 from tracin_core.records.store import BlockKey, BlockStore, Mosaic, block_damage, digest_of
@@ -38,6 +43,21 @@ VERBS = ("export-zarr", "verify", "gc", "rebuild-catalogue", "doctor")
 LAYERS = ("features", "head")
 SIZES = {"train": (5, 3), "validation": (4, 2)}  # samples of each chunk: data that came in two deliveries
 LABELS = 3
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 5), "red").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def sound() -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.sin(np.arange(40)), 48_000, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+PICTURE, SOUND = picture(), sound()
 
 
 def made_recipe(name: str = "small", margin: float = 1.0) -> Recipe:
@@ -73,10 +93,11 @@ def made_run(place: Workspace, name: str = "small", *, seed: int = 0, margin: fl
                 for k, (i, d) in enumerate(zip(ids, digests, strict=True))
             ]
     samples = pd.DataFrame(rows).assign(material="box", frequency="1000hz", path=lambda table: table["id"] + ".wav")
+    write_sealed(folder / f"split-{seed}.json", dict(zip(samples["id"], samples["split"], strict=True)))
+    write_sealed(folder / f"chunks-{seed}.json", {side: [chunk.ids for chunk in several] for side, several in chunks.items()})
     for digest in samples["digest"]:
-        for ending in (".png", ".wav"):
-            (folder / "previews").mkdir(exist_ok=True)
-            (folder / "previews" / f"{digest}{ending}").write_bytes(b"preview")
+        write_whole(folder / "previews" / f"{digest}.png", [PICTURE])
+        write_whole(folder / "previews" / f"{digest}.wav", [sealed_wav(SOUND)])
     checkpoints, groups = [], []
     for epoch in (1, 2):
         weights = safetensors.numpy.save({"w": numbers.normal(size=(3, 5)).astype(np.float32)})
@@ -155,7 +176,7 @@ def flip(path: Path, bit: int) -> None:
 
 
 def checked_files(root: Path) -> list[Path]:
-    patterns = ("kernels/*/*", "datasets/*/inputs/*", "checkpoints/*", "runs/*/run.json", "runs/*/samples.csv")
+    patterns = ("kernels/*/*", "datasets/*/*.json", "datasets/*/*/*", "checkpoints/*", "runs/*/run.json", "runs/*/samples.csv")
     return sorted(path for pattern in patterns for path in root.glob(pattern))
 
 
@@ -163,7 +184,9 @@ def test_a_store_as_it_was_written_has_no_damage(root: Path) -> None:
     found = verify(root)
     assert (found.damages, found.unsealed) == ([], [])
     per_run = 2 * (4 + 2 * 3 + 4)  # two checkpoints: outputs, two triangles, a rectangle, of two chunks a side
-    assert found.files == {"blocks": 2 * per_run, "groups": 4, "inputs": 8, "checkpoints": 4, "runs": 2, "catalogue": 1}
+    samples = 2 * sum(map(sum, SIZES.values()))
+    kept = {"splits": 2, "lists of chunks": 2, "inputs": 8, "previews": 2 * samples, "checkpoints": 4}
+    assert found.files == {"blocks": 2 * per_run, "groups": 4, **kept, "runs": 2, "catalogue": 1}
 
 
 def flips_are_reported(root: Path, flips: int) -> None:
@@ -190,16 +213,71 @@ def test_a_thousand_flipped_bits_are_reported_with_the_files_name(root: Path) ->
     flips_are_reported(root, 1000)
 
 
-@pytest.mark.parametrize("pattern", ["kernels/*/group.json", "datasets/*/inputs/*"])
-def test_every_bit_of_a_header_counts(root: Path, pattern: str) -> None:
+@pytest.mark.parametrize("kind", ["groups", "inputs", "splits", "lists of chunks"])
+def test_every_bit_of_a_header_counts(root: Path, kind: str) -> None:
     """Text has bits that readers overlook: white space, the case of a digit, a key that is not looked at."""
+    pattern, check = maintenance.FILES[kind]
     path = sorted(root.glob(pattern))[0]
-    check = {"group.json": maintenance.group_damage}.get(path.name, maintenance.inputs_damage)
     whole = path.read_bytes()
     for bit in range(0, 8 * min(len(whole), 400), 7):  # each bit of a byte in turn
         flip(path, bit)
         assert check(path), f"bit {bit} of {whole[bit // 8 : bit // 8 + 10]!r}"
         path.write_bytes(whole)
+
+
+def test_every_bit_of_a_preview_counts() -> None:
+    for whole, check in ((PICTURE, png_damage), (sealed_wav(SOUND), wav_damage)):
+        assert check(whole) == ""
+        for bit in range(8 * len(whole)):
+            raw = bytearray(whole)
+            raw[bit // 8] ^= 1 << bit % 8
+            assert check(bytes(raw)), f"bit {bit}"
+        for length in range(len(whole)):
+            assert check(whole[:length]), f"cut off after {length} bytes"
+        assert check(whole + b"more")
+
+
+def test_a_sealed_sound_plays_as_before() -> None:
+    (there, rate), (here, same) = (soundfile.read(io.BytesIO(raw), dtype="int16") for raw in (SOUND, sealed_wav(SOUND)))
+    np.testing.assert_array_equal(there, here)
+    assert rate == same == 48_000
+
+
+def test_what_an_older_version_left_without_a_checksum_is_told_and_is_no_damage(root: Path) -> None:
+    split, chunks = (sorted(root.glob(f"datasets/*/{kind}-*.json"))[0] for kind in ("split", "chunks"))
+    write_json(split, {"box_deg000_1000hz_00": "train"})
+    write_json(chunks, {"train": [["box_deg000_1000hz_00"]]})
+    old = sorted(root.glob("datasets/*/previews/*.wav"))[0]
+    old.write_bytes(SOUND)
+    found = verify(root)
+    assert found.damages == []
+    told = {kind: number for kind, number in found.files.items() if kind.startswith("unsealed")}
+    assert told == {"unsealed splits": 1, "unsealed lists of chunks": 1, "unsealed previews": 1}
+
+
+def test_a_damaged_split_or_list_of_chunks_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    """Not read as it is: a sample would leave its side without a word, and with it the blocks it is in."""
+    samples = pd.DataFrame({"id": [f"s{k}" for k in range(18)], "sequence": np.arange(18) // 3, "label": np.arange(18) % 3})
+    samples = samples.assign(digest=samples["id"], angle=samples["label"])
+    section = lab.SPLIT
+    divided = stored_split(samples, section, tmp_path, print)
+    sealed_chunks(divided, tmp_path / "chunks-x.json")
+    assert stored_split(samples, section, tmp_path, print)["split"].tolist() == divided["split"].tolist()
+    acts = {
+        "split": lambda: stored_split(samples, section, tmp_path, print),
+        "chunks": lambda: sealed_chunks(divided, tmp_path / "chunks-x.json"),
+    }
+    for name, act in acts.items():
+        path = next(tmp_path.glob(f"{name}-*.json"))
+        whole = path.read_bytes()
+        path.write_bytes(whole.replace(b'"s3"', b'"s#"'))
+        with pytest.raises(
+            DamagedBlockError, match=rf"'{path.name}' is not as it was sealed; restore it from a copy, or remove it"
+        ):
+            act()
+        path.write_bytes(whole)
+        act()
+        assert json_damage(path) == ""
 
 
 def test_what_is_cut_off_emptied_or_gone_is_named(root: Path) -> None:

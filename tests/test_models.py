@@ -5,7 +5,7 @@ import torch
 from engine_cases import FLOAT64
 
 from tracin_core.engine.models import Ranker, build_model
-from tracin_core.recipe import ModelSection
+from tracin_core.recipe import RankerModel
 
 LAYOUTS = {
     "small": (
@@ -25,7 +25,7 @@ LAYOUTS = {
 def test_the_layout_is_the_published_one(layout: str) -> None:
     """Checkpoints written elsewhere load by these names and shapes."""
     count, numbers, shapes = LAYOUTS[layout]
-    model = build_model(ModelSection(layout=layout))
+    model = build_model(RankerModel(layout=layout))
     assert not model.training
     assert sum(parameter.numel() for parameter in model.parameters()) == count
     modules = {name.rpartition(".")[0] for name in model.state_dict()}

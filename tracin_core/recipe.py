@@ -10,59 +10,263 @@ import json
 import os
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tracin_core.errors import RecipeError
 
 SIMULATED_MARK: Final = "SIMULATED.txt"  # lies beside recordings that were not measured
 LossName = Literal["margin", "ghm", "ghm_legacy", "logistic", "squared_hinge"]
+LabelLossName = Literal["cross_entropy", "label_smoothing", "focal", "generalized_cross_entropy", "binary_cross_entropy"]
+NumberLossName = Literal["squared_error", "huber"]
+Settings = dict[str, bool | int | float | str]  # of a plugin, as TOML holds them
+
+
+def absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path.expanduser()))
+
+
+AbsolutePath = Annotated[Path, AfterValidator(absolute)]
+PluginName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$", description="of the file plugins/<name>.py")]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelSection(Section):
-    """The network that the checkpoints belong to."""
+def kind_of(default: str | None) -> Callable[[Any], str | None]:
+    """What tells the forms of a section apart: its `kind`, or the default where none is written."""
+
+    def kind(section: Any) -> str | None:
+        return section.get("kind", default) if isinstance(section, dict) else getattr(section, "kind", None)
+
+    return kind
+
+
+# ---- [model] ----------------------------------------------------------------------------------------------------------------
+
+
+class RankerModel(Section):
+    """The lab's convolutional network, which gives a spectrogram one score."""
 
     kind: Literal["ranker"] = "ranker"
     layout: Literal["small", "large"] = Field(default="small", description="small: 5,733 parameters; large: 422,337 parameters")
 
 
-class DataSection(Section):
-    """Recordings in the layout `<root>/<class>/<material>/<material>_<class>_<frequency>_<seq>.wav`."""
+class MlpModel(Section):
+    """Linear layers with ReLU between them, on each sample's values in a row."""
 
-    root: Path
+    kind: Literal["mlp"] = "mlp"
+    inputs: int = Field(ge=1, description="values of one sample")
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128, 128)
+    outputs: int = Field(default=1, ge=1, description="classes, or 1 for ranking, regression and two classes in one output")
+
+
+class CnnModel(Section):
+    """Convolutions and a mean over places, for pictures and spectrograms of any size."""
+
+    kind: Literal["cnn"] = "cnn"
+    channels: int = Field(default=1, ge=1, description="of one sample: 1 grey, 3 colours")
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(16, 32), min_length=1)
+    outputs: int = Field(default=1, ge=1, description="as of the mlp")
+
+
+class TransformerModel(Section):
+    """A transformer encoder over sequences of tokens, or of vectors of numbers, and a mean over places."""
+
+    kind: Literal["transformer"] = "transformer"
+    vocabulary: int | None = Field(default=None, ge=1, description="samples are whole numbers below it; None: they are vectors")
+    features: int | None = Field(default=None, ge=1, description="numbers in each vector; None: samples are tokens")
+    length: int = Field(ge=1, description="places of the longest sample")
+    width: int = Field(default=64, ge=1)
+    heads: int = Field(default=4, ge=1)
+    layers: int = Field(default=2, ge=1)
+    outputs: int = Field(default=1, ge=1, description="as of the mlp")
+
+    @model_validator(mode="after")
+    def of_tokens_or_vectors(self) -> Self:
+        if (self.vocabulary is None) == (self.features is None):
+            raise ValueError("a transformer takes tokens (give vocabulary) or vectors (give features), one of the two")
+        if self.width % self.heads:
+            raise ValueError(f"the width {self.width} is not a multiple of its {self.heads} heads")
+        return self
+
+
+class PluginModel(Section):
+    """What `build(**settings)` of a file in the workspace's `plugins/` returns."""
+
+    kind: Literal["plugin"] = "plugin"
+    name: PluginName
+    settings: Settings = {}
+
+
+ModelSection = Annotated[
+    Annotated[RankerModel, Tag("ranker")]
+    | Annotated[MlpModel, Tag("mlp")]
+    | Annotated[CnnModel, Tag("cnn")]
+    | Annotated[TransformerModel, Tag("transformer")]
+    | Annotated[PluginModel, Tag("plugin")],
+    Discriminator(kind_of("ranker")),
+]
+
+# ---- [data] -----------------------------------------------------------------------------------------------------------------
+
+
+class RecordingsData(Section):
+    """Recordings in the layout `<root>/<class>/<material>/<material>_<class>_<frequency>_<seq>.wav` (or .npy, .npz: spectra)."""
+
+    kind: Literal["recordings"] = "recordings"
+    root: AbsolutePath
     material: str
     frequency: str
 
-    @field_validator("root")
-    @classmethod
-    def absolute(cls, root: Path) -> Path:
-        return Path(os.path.abspath(root.expanduser()))
+    @property
+    def place(self) -> Path:
+        """The folder or file that is read."""
+        return self.root
+
+    @property
+    def title(self) -> str:
+        """What is read, in words for people."""
+        return f"{self.material} {self.frequency}"
+
+
+class ArraysData(Section):
+    """One `.npz` file of arrays with a row per sample: inputs, targets, ids if wanted; every other array of one value each is metadata."""
+
+    kind: Literal["arrays"] = "arrays"
+    file: AbsolutePath
+    inputs: str = "x"
+    target: str = "y"
+    ids: str | None = Field(default=None, description="array of names; None: `id` if there is one, else the rows are numbered")
+
+    @property
+    def place(self) -> Path:
+        return self.file
+
+    @property
+    def title(self) -> str:
+        return self.file.name
+
+
+class ImagesData(Section):
+    """Pictures in one folder per class: `<root>/<class>/.../<name>.png` (or .jpg, .jpeg, .bmp, .gif, .webp, .tif)."""
+
+    kind: Literal["images"] = "images"
+    root: AbsolutePath
+    height: int | None = Field(default=None, ge=1, description="pictures are scaled to it; None: all have one size already")
+    width: int | None = Field(default=None, ge=1)
+    colours: Literal["grey", "rgb"] = "grey"
+
+    @property
+    def place(self) -> Path:
+        return self.root
+
+    @property
+    def title(self) -> str:
+        return self.root.name
+
+    @model_validator(mode="after")
+    def both_sides(self) -> Self:
+        if (self.height is None) != (self.width is None):
+            raise ValueError("pictures are scaled to a height and a width; give both, or neither")
+        return self
+
+
+class TableData(Section):
+    """A CSV file with a row per sample: a target column, feature columns, an id column if wanted; the others are metadata."""
+
+    kind: Literal["table"] = "table"
+    file: AbsolutePath
+    target: str
+    features: tuple[str, ...] | None = Field(default=None, min_length=1, description="None: every column of numbers that is left")
+    id: str | None = Field(default=None, description="column of names; None: `id` if there is one, else the rows are numbered")
+
+    @property
+    def place(self) -> Path:
+        return self.file
+
+    @property
+    def title(self) -> str:
+        return self.file.name
+
+
+class PluginData(Section):
+    """What `dataset(**settings)` of a file in the workspace's `plugins/` returns: a `torch.utils.data.Dataset` of (input, target)."""
+
+    kind: Literal["plugin"] = "plugin"
+    name: PluginName
+    settings: Settings = {}
+
+    @property
+    def place(self) -> Path:
+        return Path(f"{self.name}.py")
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+
+DataSection = Annotated[
+    Annotated[RecordingsData, Tag("recordings")]
+    | Annotated[ArraysData, Tag("arrays")]
+    | Annotated[ImagesData, Tag("images")]
+    | Annotated[TableData, Tag("table")]
+    | Annotated[PluginData, Tag("plugin")],
+    Discriminator(kind_of("recordings")),
+]
+
+# ---- [split] and [task] -----------------------------------------------------------------------------------------------------
 
 
 class SplitSection(Section):
-    """Which samples are trained on, which give the test pairs (validation), and which are left for measuring effects (test).
+    """Which samples are trained on, which give the tests (validation), and which are left for measuring effects (test).
 
     `sequence`: whole takes are dealt out, so that no take is on two sides. `random`: the lab's rule, `floor(0.7 n)` for training by
-    torch's `random_split` with this seed; the rest is the validation side and there is no test side.
+    torch's `random_split` with this seed; the rest is the validation side and there is no test side. `stratified`: each class is dealt
+    out in these shares. `column`: a metadata column says train, validation or test. `files`: text files list the ids of each side.
     """
 
-    rule: Literal["sequence", "random"] = "sequence"
+    rule: Literal["sequence", "random", "stratified", "column", "files"] = "sequence"
     train: int = Field(default=10, ge=1)
     validation: int = Field(default=4, ge=1)
     test: int = Field(default=6, ge=0)
     train_fraction: float = Field(default=0.7, gt=0, lt=1)
     seed: int = 42
+    validation_fraction: float | None = Field(default=None, gt=0, lt=1, description="of `stratified`; None: half of what is left")
+    column: str | None = None
+    train_ids: AbsolutePath | None = None
+    validation_ids: AbsolutePath | None = None
+    test_ids: AbsolutePath | None = None
+
+    @model_validator(mode="after")
+    def rule_is_complete(self) -> Self:
+        """No setting that the rule needs is left out."""
+        if self.rule == "column" and self.column is None:
+            raise ValueError('rule = "column" needs column = "<name>"')
+        if self.rule == "files" and (self.train_ids is None or self.validation_ids is None):
+            raise ValueError('rule = "files" needs train_ids and validation_ids, each a text file with one id per line')
+        if self.rule == "stratified" and self.train_fraction + (self.validation_fraction or 0) > 1:
+            raise ValueError(f"train_fraction {self.train_fraction} and validation_fraction {self.validation_fraction} are more than 1")
+        return self
 
 
-class TaskSection(Section):
-    """How examples and their loss are formed; None means as the checkpoints record."""
+class RankingTask(Section):
+    """Pairs of samples and their loss; None means as the checkpoints record."""
 
     kind: Literal["ranking"] = "ranking"
     loss: LossName | None = None
@@ -75,17 +279,44 @@ class TaskSection(Section):
     test_pairs: int | None = Field(default=None, ge=1, description="stratified over angle gaps; None: all of them")
 
 
+class ClassificationTask(Section):
+    """Samples with one of several labels; None means as the checkpoints record."""
+
+    kind: Literal["classification"] = "classification"
+    loss: LabelLossName | None = None
+    smoothing: float | None = Field(default=None, ge=0, lt=1, description="of label_smoothing")
+    gamma: float | None = Field(default=None, ge=0, description="of focal")
+    q: float | None = Field(default=None, gt=0, le=1, description="of generalized_cross_entropy")
+    kernel: Literal["label_logit", "outputs"] = Field(
+        default="label_logit",
+        description="label_logit: of logit(p_y), small; outputs: k x k times as large, and every loss and label can be asked for",
+    )
+
+
+class RegressionTask(Section):
+    """Samples with a number to meet; None means as the checkpoints record."""
+
+    kind: Literal["regression"] = "regression"
+    loss: NumberLossName | None = None
+    delta: float | None = Field(default=None, gt=0, description="of huber")
+
+
+TaskSection = Annotated[
+    Annotated[RankingTask, Tag("ranking")]
+    | Annotated[ClassificationTask, Tag("classification")]
+    | Annotated[RegressionTask, Tag("regression")],
+    Discriminator(kind_of("ranking")),
+]
+
+# ---- [checkpoints] and [engine] ---------------------------------------------------------------------------------------------
+
+
 class CheckpointSection(Section):
     """The folder of checkpoints; `epochs` picks some of them."""
 
-    folder: Path
+    folder: AbsolutePath
     prefix: str = "model_epoch_"
     epochs: tuple[int, ...] | None = None
-
-    @field_validator("folder")
-    @classmethod
-    def absolute(cls, folder: Path) -> Path:
-        return Path(os.path.abspath(folder.expanduser()))
 
 
 class EngineSection(Section):
@@ -109,15 +340,10 @@ class EngineSection(Section):
         default="local", description="local: this machine; dask: the workers of a Dask cluster"
     )
     scheduler: str | None = Field(default=None, description="of the Dask cluster: tls://host:port, or tcp:// on this machine only")
-    tls_ca: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
+    tls_ca: AbsolutePath | None = None
+    tls_cert: AbsolutePath | None = None
+    tls_key: AbsolutePath | None = None
     shared_root: Path | None = Field(default=None, description="the workspace as the cluster's workers see it; None: the same path")
-
-    @field_validator("tls_ca", "tls_cert", "tls_key")
-    @classmethod
-    def absolute(cls, file: Path | None) -> Path | None:
-        return file and Path(os.path.abspath(file.expanduser()))
 
     @field_validator("shared_root")
     @classmethod
@@ -168,15 +394,21 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+# Pydantic names the form of a section in the place of a fault; `analysis.toml` does not.
+KINDS: Final = frozenset(
+    form.__metadata__[0].tag for section in (ModelSection, DataSection, TaskSection) for form in get_args(get_args(section)[0])
+)
+
+
 class Recipe(Section):
     """One analysis, as written in `analysis.toml`."""
 
     name: str = ""
     simulated: bool = False
-    model: ModelSection = ModelSection()
+    model: ModelSection = RankerModel()
     data: DataSection
     split: SplitSection = SplitSection()
-    task: TaskSection = TaskSection()
+    task: TaskSection = RankingTask()
     checkpoints: CheckpointSection
     engine: EngineSection = Field(default_factory=EngineSection)
 
@@ -189,8 +421,26 @@ class Recipe(Section):
     @model_validator(mode="after")
     def told_as_simulated(self) -> Self:
         """Recordings that say of themselves that they were simulated cannot be analysed under another flag."""
-        if (self.data.root / SIMULATED_MARK).is_file():
+        if isinstance(self.data, RecordingsData) and (self.data.root / SIMULATED_MARK).is_file():
             object.__setattr__(self, "simulated", True)
+        return self
+
+    @model_validator(mode="after")
+    def split_suits_the_data(self) -> Self:
+        """Only recordings have takes; other data are dealt out class by class where no rule is given."""
+        if isinstance(self.data, RecordingsData) or self.split.rule != "sequence":
+            return self
+        if "rule" in self.split.model_fields_set:
+            raise ValueError(f'{self.data.kind} have no takes; choose the split rule = "stratified", "random", "column" or "files"')
+        object.__setattr__(self, "split", SplitSection(**{**self.split.model_dump(exclude_unset=True), "rule": "stratified"}))
+        return self
+
+    @model_validator(mode="after")
+    def outputs_suit_the_task(self) -> Self:
+        """Ranking and regression read one output; classes need two, or one for the second of two."""
+        outputs = getattr(self.model, "outputs", 1 if isinstance(self.model, RankerModel) else None)
+        if self.task.kind in ("ranking", "regression") and outputs not in (1, None):
+            raise ValueError(f"{self.task.kind} reads one output of the model, but it has {outputs}; give outputs = 1")
         return self
 
     @classmethod
@@ -204,7 +454,7 @@ class Recipe(Section):
             return cls.model_validate(settings)
         except ValidationError as failure:
             first = failure.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "recipe"
+            where = ".".join(str(part) for part in first["loc"] if part not in KINDS) or "recipe"
             raise RecipeError(
                 f"The recipe's '{where}' is not usable: {first['msg']} (got {first.get('input')!r}). "
                 f"Correct it in analysis.toml, or choose again on the compute page."

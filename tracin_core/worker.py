@@ -42,7 +42,7 @@ from tracin_core.errors import (
     TracInError,
     WorkspaceError,
 )
-from tracin_core.recipe import EngineSection, ModelSection, Recipe, TaskSection
+from tracin_core.recipe import EngineSection, ModelSection, RankerModel, RankingTask, Recipe
 from tracin_core.records import processes
 from tracin_core.records.checkpoint_files import list_checkpoints
 from tracin_core.records.datasets import Inputs, dataset_key, keep_inputs, load_inputs, sealed_chunks, split_key, stored_split
@@ -440,7 +440,7 @@ def group_definition(recipe: Recipe, weights: str, layers: tuple[str, ...]) -> d
     }
 
 
-def recorded_loss(task: TaskSection, checkpoints: list[dict[str, Any]]) -> PairLoss:
+def recorded_loss(task: RankingTask, checkpoints: list[dict[str, Any]]) -> PairLoss:
     """The loss of the recipe where it says one, else the loss that the last checkpoint records.
 
     Raises:
@@ -684,7 +684,7 @@ def inspect(progress: Progress) -> dict[str, Any]:
     """One entry per file of the folder: what it is, or why it was refused."""
     request = progress.job.request
     paths = list_checkpoints(Path(request["folder"]), request["prefix"])
-    outcomes = inspect_files(progress, paths, ModelSection(layout=request["layout"]))
+    outcomes = inspect_files(progress, paths, RankerModel(layout=request["layout"]))
     files = [
         {"file": path.name, "accepted": False, "reason": str(outcome)}
         if isinstance(outcome, CheckpointError)

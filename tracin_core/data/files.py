@@ -31,7 +31,7 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         Path(beside).unlink(missing_ok=True)
         if failure.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
-                f"No room on the disk for '{path.name}'; free some space, then resume: finished work is kept."
+                f"No room on the disk for '{path.name}'; free some space: finished work is kept, and a paused job goes on by itself."
             ) from failure
         raise
 
@@ -43,7 +43,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """The file holds this value as indented JSON; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """The value as `write_json` lays it out."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

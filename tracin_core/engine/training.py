@@ -16,7 +16,7 @@ from tracin_core.data.files import write_json, write_whole
 from tracin_core.data.samples import all_pairs
 from tracin_core.engine.models import build_model
 from tracin_core.errors import NonFiniteError, TooFewClassesError
-from tracin_core.recipe import LossName, ModelSection
+from tracin_core.recipe import LossName, RankerModel
 
 EVALUATION_BATCH: Final = 64
 RECORDED_NAME: Final = {"margin": "standard"}
@@ -69,7 +69,7 @@ def train_ranker(
     chosen = TrainingSettings(**settings)
     torch.manual_seed(chosen.seed)
     # channels last halves the time of a step on a CPU
-    model = build_model(ModelSection.model_validate({"layout": chosen.layout})).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = build_model(RankerModel(layout=chosen.layout)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), lr=chosen.learning_rate, momentum=chosen.momentum)
     sides = {side: np.flatnonzero(samples["split"].to_numpy() == side) for side in ("train", "validation", "test")}
     kept = kept_rows(samples, sides["train"], exclude_samples)

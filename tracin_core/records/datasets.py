@@ -1,9 +1,11 @@
 """What a workspace keeps of a data set: its split, its sealed chunks and the inputs of each chunk.
 
 datasets/<key>/split-<split>.json      side of each sample, decided once
-datasets/<key>/chunks-<split>.json     samples whose products are stored together; sealed
+datasets/<key>/chunks-<split>.json     samples whose products are stored together, for good
 datasets/<key>/inputs/<chunk>.safetensors      what the model takes, in the order of the chunk
 datasets/<key>/previews/               picture and sound of each sample
+
+The JSON files are sealed (`data/seals.py`): a damaged one is refused, for what it decides is nowhere else.
 """
 
 from collections.abc import Callable
@@ -16,15 +18,20 @@ import pandas as pd
 import safetensors
 import safetensors.numpy
 
-from tracin_core.data.files import read_json, write_json, write_whole
+from tracin_core.data.files import write_whole
 from tracin_core.data.readers import sample_digest
 from tracin_core.data.samples import split_samples
+from tracin_core.data.seals import read_sealed, write_sealed
 from tracin_core.errors import DamagedBlockError
 from tracin_core.recipe import Recipe, SplitSection
 from tracin_core.records.runs import Chunk, chunk_digest
 from tracin_core.records.store import digest_of
 
 CHUNK_SAMPLES: Final = 512
+SPLIT_LOST: Final = "restore it from a copy, or remove it: the sides are then decided anew, and samples may change theirs."
+CHUNKS_LOST: Final = (
+    "restore it from a copy, or remove it: chunks are then formed anew, and their blocks computed where they differ."
+)
 Inputs = npt.NDArray[np.float32]
 
 
@@ -39,32 +46,42 @@ def split_key(section: SplitSection) -> str:
 
 
 def stored_split(samples: pd.DataFrame, section: SplitSection, folder: Path, say: Callable[[str], None]) -> pd.DataFrame:
-    """The samples with their side, decided once and stored as ids; samples that came later follow their take, else train."""
+    """The samples with their side, decided once and stored as ids; samples that came later follow their take, else train.
+
+    Raises:
+        DamagedBlockError: the stored split is not as it was sealed.
+    """
     path = folder / f"split-{split_key(section)}.json"
     if not path.exists():
         divided = split_samples(samples, section)
-        write_json(path, dict(zip(divided["id"], divided["split"], strict=True)))
+        write_sealed(path, dict(zip(divided["id"], divided["split"], strict=True)))
         return divided
-    stored: dict[str, str] = read_json(path)
+    stored: dict[str, str] = read_sealed(path, SPLIT_LOST)
     new = samples[~samples["id"].isin(list(stored))]
     if len(new):
         by_take = {int(row["sequence"]): stored[str(row["id"])] for _, row in samples[samples["id"].isin(list(stored))].iterrows()}
         stored |= {str(row["id"]): by_take.get(int(row["sequence"]), "train") for _, row in new.iterrows()}
-        write_json(path, stored)
+        write_sealed(path, stored)
         say(f"{len(new)} recordings came after the split was decided: each is on the side of its take, new takes are on train")
     return samples.assign(split=[stored[sample_id] for sample_id in samples["id"]])
 
 
 def sealed_chunks(samples: pd.DataFrame, path: Path) -> dict[str, tuple[Chunk, ...]]:
-    """Each side's samples in chunks that never change their membership; samples that came later form new ones."""
-    sealed: dict[str, list[list[str]]] = read_json(path) if path.exists() else {}
+    """Each side's samples in chunks that never change their membership; samples that came later form new ones.
+
+    Raises:
+        DamagedBlockError: the list of chunks is not as it was sealed.
+    """
+    sealed: dict[str, list[list[str]]] = read_sealed(path, CHUNKS_LOST) if path.exists() else {}
+    before = {side: len(chunks) for side, chunks in sealed.items()}
     digests = dict(zip(samples["id"], samples["digest"], strict=True))
     for side in ("train", "validation", "test"):
         here = samples.loc[samples["split"] == side, "id"].tolist()
         known = {sample_id for ids in sealed.get(side, []) for sample_id in ids}
         new = [sample_id for sample_id in here if sample_id not in known]
         sealed.setdefault(side, []).extend(new[at : at + CHUNK_SAMPLES] for at in range(0, len(new), CHUNK_SAMPLES))
-    write_json(path, sealed)
+    if {side: len(chunks) for side, chunks in sealed.items()} != before:
+        write_sealed(path, sealed)
     present = {side: [[i for i in ids if i in digests] for ids in chunks] for side, chunks in sealed.items()}
     return {
         side: tuple(Chunk(tuple(ids), chunk_digest([digests[i] for i in ids])) for ids in chunks if ids)

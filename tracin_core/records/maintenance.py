@@ -26,10 +26,11 @@ import safetensors.numpy
 
 from tracin_core.data.files import flush_directory, read_json, write_text
 from tracin_core.data.readers import sample_digest
+from tracin_core.data.seals import json_damage, png_damage, wav_damage
 from tracin_core.errors import RecipeError, WorkspaceError
 from tracin_core.recipe import Recipe
 from tracin_core.records.catalogue import Catalogue, catalogue_damage
-from tracin_core.records.datasets import dataset_key
+from tracin_core.records.datasets import CHUNKS_LOST, SPLIT_LOST, dataset_key
 from tracin_core.records.runs import SAMPLE_TYPES, Manifest, chunk_digest
 from tracin_core.records.store import BlockKey, block_damage, digest_of, stored_checksum
 
@@ -121,7 +122,7 @@ def sha256_or_reason(path: Path) -> str:
 
 @dataclass
 class Verification:
-    """What was read again, and what was wrong."""
+    """What was read again, and what was wrong. Files that have no checksum, because an older version wrote them, are counted apart."""
 
     files: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
@@ -130,10 +131,11 @@ class Verification:
 
 
 def verify(root: Path) -> Verification:
-    """Every checksum of every block, kept input, canonical checkpoint and run was compared with the bytes on the disk, now.
+    """Every checksum of every block, kept input, split, list of chunks, preview, canonical checkpoint and run was compared with the
+    bytes on the disk, now.
 
     Also named: a block that a run needs and that is not there, one whose checksum is not the catalogue's, and a damaged catalogue.
-    Nothing is changed. Previews are not looked at: they have no checksum, and no number rests on them.
+    Nothing is changed.
 
     Raises:
         WorkspaceError: this is no workspace.
@@ -147,7 +149,7 @@ def verify(root: Path) -> Verification:
                 found.bytes += path.stat().st_size
             except OSError as failure:
                 reason = f"cannot be read ({failure.strerror})"
-            found.files[kind] += 1
+            found.files[kind if reason is not None else f"unsealed {kind}"] += 1
             if reason:
                 found.damages.append(Damage(path.relative_to(root).as_posix(), reason))
     _verify_runs(root, found)
@@ -226,10 +228,36 @@ def checkpoint_damage(path: Path) -> str:
     return "" if found == path.stem else f"has SHA-256 {found[:12]}"
 
 
-FILES: Final[dict[str, tuple[str, Callable[[Path], str]]]] = {
+def split_damage(path: Path) -> str | None:
+    """A split holds its own digest."""
+    reason = json_damage(path)
+    return f"{reason}; {SPLIT_LOST}" if reason else reason
+
+
+def chunks_damage(path: Path) -> str | None:
+    """A list of chunks holds its own digest."""
+    reason = json_damage(path)
+    return f"{reason}; {CHUNKS_LOST}" if reason else reason
+
+
+def preview_damage(path: Path) -> str | None:
+    """Previews are only looked at and listened to: no number rests on them."""
+    raw = path.read_bytes()
+    reason = wav_damage(raw) if path.suffix == ".wav" else png_damage(raw) if path.suffix == ".png" else None
+    return (
+        f"{reason} (a preview, on which no number rests; once removed, the next new run of its data makes it again)"
+        if reason
+        else reason
+    )
+
+
+FILES: Final[dict[str, tuple[str, Callable[[Path], str | None]]]] = {
     "blocks": ("kernels/*/*.f32", block_damage),
     "groups": ("kernels/*/group.json", group_damage),
+    "splits": ("datasets/*/split-*.json", split_damage),
+    "lists of chunks": ("datasets/*/chunks-*.json", chunks_damage),
     "inputs": ("datasets/*/inputs/*.safetensors", inputs_damage),
+    "previews": ("datasets/*/previews/[!.]*", preview_damage),
     "checkpoints": ("checkpoints/*.safetensors", checkpoint_damage),
 }
 
