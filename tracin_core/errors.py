@@ -11,6 +11,7 @@
     │   │   ├── NoCheckpointsError
     │   │   ├── UnsafeCheckpointError
     │   │   └── CheckpointMismatchError
+    │   ├── PluginError             a model or data set of one's own, in plugins/
     │   ├── ViewError               a what-if that cannot be answered
     │   ├── ExclusionError          an exclusion list or the rule behind it
     │   ├── OutsideRootsError       a folder that this server may not read
@@ -75,6 +76,10 @@ class UnsafeCheckpointError(CheckpointError):
 
 class CheckpointMismatchError(CheckpointError):
     """A checkpoint's tensors do not fit the model."""
+
+
+class PluginError(InputError):
+    """A file in `plugins/` is not there, does not define what is asked of it, or failed."""
 
 
 class ViewError(InputError):

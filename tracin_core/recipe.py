@@ -22,6 +22,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -122,6 +123,8 @@ ModelSection = Annotated[
     | Annotated[PluginModel, Tag("plugin")],
     Discriminator(kind_of("ranker")),
 ]
+
+MODEL_FORMS: Final[TypeAdapter[ModelSection]] = TypeAdapter(ModelSection)  # reads and writes a section by itself
 
 # ---- [data] -----------------------------------------------------------------------------------------------------------------
 

@@ -62,14 +62,7 @@ def logit_kernel(
     Raises:
         DataError: labels do not fit; see `logit_cotangent`.
     """
-    if (right is None) != (right_labels is None):
-        raise DataError(
-            "Right samples and right labels belong together; give both, or neither for the left ones against themselves."
-        )
-    ours = logit_cotangent(model_outputs(model, left, batch_size), left_labels)
-    theirs = (
-        None if right is None or right_labels is None else logit_cotangent(model_outputs(model, right, batch_size), right_labels)
-    )
+    ours, theirs = logit_cotangents(model, left, left_labels, right, right_labels, batch_size)
     return tangent_kernel(
         model,
         left,
@@ -80,6 +73,49 @@ def logit_kernel(
         batch_size=batch_size,
         memory_budget=memory_budget,
     )
+
+
+def logit_kernel_by_layer(
+    model: nn.Module,
+    left: Samples,
+    left_labels: Tensor,
+    right: Samples | None = None,
+    right_labels: Tensor | None = None,
+    *,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    batch_size: int = 32,
+    memory_budget: int | None = None,
+) -> Tensor:
+    """`[L, n, m]`: the summands of `logit_kernel`, one per layer group. Groups as `tangent_kernel_by_layer`."""
+    ours, theirs = logit_cotangents(model, left, left_labels, right, right_labels, batch_size)
+    return tangent_kernel_by_layer(
+        model,
+        left,
+        right,
+        left_cotangent=ours,
+        right_cotangent=theirs,
+        groups=groups,
+        batch_size=batch_size,
+        memory_budget=memory_budget,
+    )
+
+
+def logit_cotangents(
+    model: nn.Module, left: Samples, left_labels: Tensor, right: Samples | None, right_labels: Tensor | None, batch_size: int
+) -> tuple[Tensor, Tensor | None]:
+    """The cotangents of both sides; None for the right one where the left is taken against itself.
+
+    Raises:
+        DataError: right samples without labels, or the other way round.
+    """
+    if (right is None) != (right_labels is None):
+        raise DataError(
+            "Right samples and right labels belong together; give both, or neither for the left ones against themselves."
+        )
+    ours = logit_cotangent(model_outputs(model, left, batch_size), left_labels)
+    if right is None or right_labels is None:
+        return ours, None
+    return ours, logit_cotangent(model_outputs(model, right, batch_size), right_labels)
 
 
 def output_kernel_by_layer(
