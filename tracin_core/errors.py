@@ -3,6 +3,7 @@
     TracInError
     ├── InputError                whoever chose the files or the settings
     │   ├── RecipeError             the description of the analysis
+    │   ├── PluginError             a file of the workspace's plugins
     │   ├── DataError               recordings, labels, splits
     │   │   ├── UnreadableSampleError
     │   │   ├── TooFewClassesError
@@ -44,6 +45,10 @@ class InputError(TracInError):
 
 class RecipeError(InputError):
     """The recipe of an analysis is incomplete or contradicts itself."""
+
+
+class PluginError(InputError):
+    """A file of the workspace's plugins is missing, fails, or does not return what it should."""
 
 
 class DataError(InputError):
