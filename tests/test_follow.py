@@ -1,6 +1,10 @@
 """A run follows a training: its influence is there while it trains, and the end is as if it had been computed afterwards."""
 
+import os
+import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -119,3 +123,31 @@ def test_what_a_training_left_unusable_is_told_at_its_end(
     job = place.follow(Recipe.from_dict(lab.recipe_for(recordings, folder).to_dict()))
     with pytest.raises(JobFailedError, match=r"model_epoch_2\.pt"):
         place.queue.wait(job.id)
+
+
+def test_the_shell_follows_a_folder_that_grows(recordings: Path, trained: Path, tmp_path: Path) -> None:
+    """A real command and its real worker: each checkpoint's influence is there before the next checkpoint, and the last run is shown."""
+    folder, toml = tmp_path / "growing", tmp_path / "analysis.toml"
+    recipe = lab.recipe_for(recordings, folder)
+    toml.write_text(recipe.to_toml())
+    place = open_workspace(tmp_path / "workspace")
+    command = [sys.executable, "-m", "tracin_core", "compute-influence", "--recipe", str(toml), "--workspace", str(place.root)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "TRACIN_WORKER_IDLE": "1"}
+    shell = subprocess.Popen([*command, "--follow"], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        for epoch in (0, 1, 2):
+            folder.mkdir(exist_ok=True)
+            shutil.copy2(trained / f"model_epoch_{epoch}.pt", folder)
+            until(lambda epoch=epoch: epoch == 0 or listed(place) == [f"small lab, up to epoch {epoch}"])
+            assert shell.poll() is None
+        (folder / "training.json").write_text("{}")
+        said, _ = shell.communicate(timeout=90)
+    finally:
+        shell.kill()
+        lab.stop_worker(place)
+    assert shell.returncode == 0
+    run = place.run(place.run_id(recipe))
+    assert f"Run {run.id}: small lab [SIMULATED data]" in said
+    told = re.findall(r"^small lab: following \(run (\w+) so far\)$", said, re.MULTILINE)
+    assert len(told) >= 2
+    assert all(place.run(run_id).manifest.groups == run.manifest.groups[: len(place.run(run_id).checkpoints)] for run_id in told)

@@ -129,6 +129,9 @@ def compute_influence(
     loss_type: Annotated[str | None, typer.Option(help="standard, ghm, ...; default: as recorded.", show_default=False)] = None,
     margin: Annotated[float | None, typer.Option(help="Default: as recorded.", min=0, callback=finite, show_default=False)] = None,
     recipe: Annotated[Path | None, typer.Option(help="analysis.toml, instead of all of the above.", show_default=False)] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Follow a training still in progress: each new checkpoint is analysed as it appears.")
+    ] = False,
     workspace: WorkspaceOption = Path("workspace"),
 ) -> None:
     """Compute every kernel of a folder of checkpoints, and show what the scores look like.
@@ -156,6 +159,10 @@ def compute_influence(
     from tracin_core.records.jobs import Job  # brings pandas along
 
     place = opened(workspace)
+    if follow:
+        result = watch(place, place.follow(chosen)).result or {}
+        summarise(place.run(str(result["run_id"])), workspace)
+        return
     started = place.compute(chosen, wait=False)
     summarise(place.run(str(watch(place, started).run_id)) if isinstance(started, Job) else started, workspace)
 
@@ -475,16 +482,22 @@ def shown(job: "Job") -> Iterator[Any]:
         last = [""]
 
         def line(now: "Job") -> None:
-            if now.step and now.step != last[0]:
-                last[0] = now.step
-                say(f"{job.title}: {now.step}")
+            if now.step and step_of(now) != last[0]:
+                last[0] = step_of(now)
+                say(f"{job.title}: {last[0]}")
 
         yield line
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console) as bar:
         task = bar.add_task(job.title, total=1.0)
-        yield lambda now: bar.update(task, completed=now.fraction, description=f"{job.title}: {now.step or now.state}")
+        yield lambda now: bar.update(task, completed=now.fraction, description=f"{job.title}: {step_of(now)}")
+
+
+def step_of(job: "Job") -> str:
+    """What the job does now, and where it follows a training, the run that holds what there is so far."""
+    so_far = f" (run {job.run_id} so far)" if "quiet_seconds" in job.request and job.run_id else ""
+    return f"{job.step or job.state}{so_far}"
 
 
 def report_training(result: dict[str, Any]) -> None:
