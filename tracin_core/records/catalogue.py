@@ -36,6 +36,9 @@ MIGRATIONS = (
         rule TEXT NOT NULL, file TEXT NOT NULL, entries INTEGER NOT NULL
     );
     """,
+    """
+    ALTER TABLE job ADD COLUMN who TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 

@@ -63,6 +63,7 @@ class Job:
     finished: float | None
     attempts: int
     cancelling: bool
+    who: str = ""  # asked for it; empty where the server asks nobody's name
 
     @property
     def is_live(self) -> bool:
@@ -92,9 +93,9 @@ class JobQueue:
         self._beat_seen = 0.0
         self._spare = root / "jobs" / ".spare"
 
-    def submit(self, kind: str, request: dict[str, Any], *, title: str, run_id: str | None = None) -> Job:
-        """The job is in the catalogue and a worker is on its way; a live job with the same request is returned as it is, a paused
-        one is tried again."""
+    def submit(self, kind: str, request: dict[str, Any], *, title: str, run_id: str | None = None, who: str = "") -> Job:
+        """The job is in the catalogue and a worker is on its way; a live job with the same request is returned as it is, whoever
+        asked for it first, and a paused one is tried again."""
         digest = digest_of([kind, request])
         with suppress(OSError, DiskFullError):  # a worker will say so
             self.keep_spare()
@@ -106,9 +107,9 @@ class JobQueue:
             if row is None:
                 job_id = uuid.uuid4().hex[:12]
                 connection.execute(
-                    "INSERT INTO job (id, kind, state, title, request, request_digest, run_id, created, position) "
-                    "VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, (SELECT COALESCE(MAX(position), 0) + 1 FROM job))",
-                    (job_id, kind, title, json.dumps(request), digest, run_id, time.time()),
+                    "INSERT INTO job (id, kind, state, title, request, request_digest, run_id, who, created, position) "
+                    "VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, (SELECT COALESCE(MAX(position), 0) + 1 FROM job))",
+                    (job_id, kind, title, json.dumps(request), digest, run_id, who, time.time()),
                 )
             else:
                 job_id = row["id"]
