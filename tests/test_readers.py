@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tracin_core.data.readers import (
+from tracin_core.data.readers import sample_digest
+from tracin_core.data.recordings import (
     FLOOR_DB,
     HOP,
     PREVIEW_SECONDS,
@@ -22,7 +23,6 @@ from tracin_core.data.readers import (
     preview_wav,
     read_inputs,
     read_recording,
-    sample_digest,
     spectrogram,
 )
 from tracin_core.errors import DataError, UnreadableSampleError

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracin_core.data.samples import (
@@ -24,11 +24,18 @@ ANGLES = (0, 36, 72)
 def table(takes: int = 6, angles: tuple[int, ...] = ANGLES) -> pd.DataFrame:
     """One sample per angle and take, sorted by id."""
     rows = [
-        {"id": f"my_box_deg{angle:03d}_500hz_{take:02d}", "label": label, "angle": angle, "sequence": take}
+        {
+            "id": f"my_box_deg{angle:03d}_500hz_{take:02d}",
+            "label": label,
+            "angle": angle,
+            "material": "my_box",
+            "frequency": "500hz",
+            "sequence": take,
+        }
         for label, angle in enumerate(angles)
         for take in range(takes)
     ]
-    return pd.DataFrame(rows, columns=["id", "label", "angle", "sequence"])
+    return pd.DataFrame(rows, columns=["id", "label", "angle", "material", "frequency", "sequence"])
 
 
 def sides(samples: pd.DataFrame, section: SplitSection) -> dict[str, set[int]]:
@@ -109,6 +116,7 @@ def test_every_unordered_pair_once(labels: list[int]) -> None:
     assert list(pairs["id"]) == [f"s{i}_s{j}" for i, j, *_ in expected]
 
 
+@settings(deadline=None)
 @given(count=st.integers(0, 400), seed=st.integers(0, 1000))
 def test_stratified_pairs_are_even_over_gaps(count: int, seed: int) -> None:
     """No gap has two pairs more than another unless that one is used up; order and rows are those of the whole table."""
