@@ -5,14 +5,16 @@ started; 130 Ctrl-C.
 """
 
 import ipaddress
+import json
 import math
 import os
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -21,8 +23,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from tracin_core.errors import InputError, NotFoundError, RecipeError, TracInError, WorkspaceError
-from tracin_core.recipe import LossName, Recipe
+from tracin_core.errors import InputError, MachineError, NotFoundError, RecipeError, TracInError, WorkspaceError
+from tracin_core.recipe import LossName, RankerModel, Recipe
 
 if TYPE_CHECKING:  # help and refusals of a wrong command do not wait for pandas and scipy
     from tracin_core.records.jobs import Job
@@ -360,6 +362,59 @@ def doctor(workspace: WorkspaceOption = Path("workspace")) -> None:
         say(f"{'ok  ' if finding.passed else 'LOOK'} {finding.name}: {finding.detail}")
     if not all(finding.passed for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    files: Annotated[list[Path], typer.Argument(help="Checkpoint files.", show_default=False)],
+    recipe: Annotated[Path | None, typer.Option(help="analysis.toml, whose model they should fit.", show_default=False)] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Layout of the ranker they should fit; default: any of them.", show_default=False)
+    ] = None,
+    workspace: WorkspaceOption = Path("workspace"),
+) -> None:
+    """Say what checkpoint files hold, or why they are refused, one line each. Keeps nothing; exit code 1 if one is refused.
+
+    Example: python -m tracin_core inspect --layout small checkpoints/model_epoch_5.pt
+    """
+    if recipe is not None and layout is not None:
+        raise typer.BadParameter("--recipe decides the model; leave out --layout, or --recipe.")
+    known = get_args(RankerModel.model_fields["layout"].annotation)
+    if layout is not None and layout not in known:
+        raise typer.BadParameter(f"there is no layout '{layout}'; choose {' or '.join(known)}.")
+    model = Recipe.from_toml(recipe).to_dict()["model"] if recipe is not None else layout and {"kind": "ranker", "layout": layout}
+    paths = [os.path.join(os.path.realpath(file.parent), file.name) for file in files]  # the file itself may be no link
+    request = {"paths": paths, "model": model, "plugins": os.path.abspath(workspace / "plugins")}
+    refused = 0
+    try:
+        for answer in answers_of("tracin_core.engine.inspection", request):
+            if "failed" in answer:
+                raise (InputError if answer["by_input"] else MachineError)(answer["failed"])
+            say(f"{'accepted' if answer['accepted'] else 'refused'}: {answer['line']}")
+            refused += not answer["accepted"]
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    if refused:
+        raise typer.Exit(1)
+
+
+def answers_of(module: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The JSON lines that this module answers in a process of its own, as they come.
+
+    Raises:
+        MachineError: it ended without answering all.
+    """
+    command = [sys.executable, "-m", module]
+    with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        if process.stdin is None or process.stdout is None:
+            raise MachineError("The process that reads checkpoints has no pipes; start the program again.")
+        with suppress(BrokenPipeError):  # it has ended, and said on stderr why
+            process.stdin.write(json.dumps(request))
+            process.stdin.close()
+        yield from (json.loads(line) for line in process.stdout)
+    if process.returncode:
+        told = f"The process that reads checkpoints ended with status {process.returncode}"
+        raise MachineError(f"{told}; check the installation with 'make setup'.")
 
 
 def size(count: int) -> str:

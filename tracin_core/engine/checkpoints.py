@@ -1,6 +1,6 @@
 """Checkpoints: taken in through a limited child process, kept as canonical safetensors named by their SHA-256, loaded from there only.
 
-    python -m tracin_core.engine.checkpoints     the child: one JSON request on stdin; a line when ready, then one JSON answer per file
+    python -m tracin_core.engine.checkpoints     the child: per line of stdin a JSON request; a line when ready, then a JSON answer per file
 
 The identity of a checkpoint is that of its weights. What else a file records (epoch, learning rate, losses) belongs to whoever analyses
 it: two files with equal weights share one copy, and each has its own `Checkpoint`.
@@ -16,8 +16,8 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Self, get_args
@@ -42,9 +42,10 @@ ANSWER_SECONDS: Final = 600.0  # wall time for one file, its reading from a slow
 CPU_SECONDS: Final = 60
 OLDEST_TORCH: Final = (2, 10)  # older ones can be made to run code or corrupt memory by `weights_only=True` itself
 NO_NEW_PRIVILEGES: Final = 38  # PR_SET_NO_NEW_PRIVS of linux/prctl.h
+CHILD: Final = ("-m", "tracin_core.engine.checkpoints")
 
 STATE_KEYS: Final = ("model_state_dict", "state_dict", "model", "net")
-PREFIXES: Final = ("module.", "_orig_mod.")
+PREFIXES: Final = ("module.", "_orig_mod.", "model.", "net.")  # of data parallelism, of torch.compile, of Lightning modules
 COUNTER: Final = "num_batches_tracked"
 KEY_PATTERN: Final = re.compile(r"[\w.\-]{1,256}")
 CODES: Final = {
@@ -117,21 +118,26 @@ def intake_folder(
         MachineError: the child cannot start, or the store cannot be written; no file is to blame.
     """
     make_folder(store)
-    request = {"store": os.path.abspath(store), "cpu_seconds": CPU_SECONDS, **demands(model)}
     outcomes: list[Checkpoint | CheckpointError] = []
-    while len(outcomes) < len(paths):
-        before = len(outcomes)
-        with child({**request, "paths": [os.path.abspath(path) for path in paths[before:]]}) as answers:
-            for answer in answers:
-                outcomes.append(outcome_of(paths[len(outcomes)].name, store, answer))
-                if on_each is not None:
-                    on_each(len(outcomes))
-        if len(outcomes) < len(paths):
-            reason = "reading it took more memory or time than its size allows"
-            outcomes.append(unsafe(paths[len(outcomes)].name, reason, "save the model's state dict alone"))
+    with closing(answered(paths, {"": model}, store)) as answers:
+        for outcome, _ in answers:
+            outcomes.append(outcome)
             if on_each is not None:
                 on_each(len(outcomes))
     return outcomes
+
+
+def inspect_files(
+    paths: Sequence[Path], models: Mapping[str, nn.Module]
+) -> Generator[tuple[Checkpoint | CheckpointError, list[str]], None, None]:
+    """What `intake_folder` would say of each file, as it comes, and the names of all models here that its tensors fit. Nothing is kept.
+
+    Models whose tensors have the same names and shapes fit the same files: a state dict holds no strides.
+
+    Raises:
+        MachineError: the child cannot start.
+    """
+    return answered(paths, models, None)
 
 
 def intake(source: Path, store: Path, model: nn.Module) -> Checkpoint:
@@ -191,17 +197,48 @@ def make_folder(folder: Path) -> None:
 # ---- the parent's side ------------------------------------------------------------------------------------------------------
 
 
-def demands(model: nn.Module) -> dict[str, Any]:
-    """What the child has to know about the model: no code, only names, shapes and formats."""
-    state = model.state_dict()
-    return {
-        "expected": expected_shapes(model),
-        "dtypes": {name: CODES.get(value.dtype, "F32") for name, value in state.items() if not is_counter(name)},
-        "counters": [name for name in state if is_counter(name)],
-        "tied": tied(state),
-        "rivals": rivals(model),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+def answered(
+    paths: Sequence[Path], models: Mapping[str, nn.Module], store: Path | None
+) -> Generator[tuple[Checkpoint | CheckpointError, list[str]], None, None]:
+    """Each file's outcome, and the models that it fits; another child goes on where one was brought down."""
+    request = {
+        "store": None if store is None else os.path.abspath(store),
+        "cpu_seconds": CPU_SECONDS,
+        "models": {name: demands(model)._asdict() for name, model in models.items()},
+        "layouts": layouts(),
     }
+    done = 0
+    while done < len(paths):
+        before = done
+        with child({**request, "paths": [str(path.absolute()) for path in paths[before:]]}) as answers:
+            for answer in answers:
+                done += 1
+                yield outcome_of(paths[done - 1].name, store, answer), answer.get("fits", [])
+        if done < len(paths):
+            reason = "reading it took more memory or time than its size allows"
+            yield unsafe(paths[done].name, reason, "save the model's state dict alone"), []
+            done += 1
+
+
+class Demands(NamedTuple):
+    """What the child has to know about a model: no code, only names, shapes and formats."""
+
+    expected: dict[str, list[int]]
+    dtypes: dict[str, str]
+    counters: list[str]
+    tied: list[list[str]]
+    parameters: int
+
+
+def demands(model: nn.Module) -> Demands:
+    state = model.state_dict()
+    return Demands(
+        expected=expected_shapes(model),
+        dtypes={name: CODES.get(value.dtype, "F32") for name, value in state.items() if not is_counter(name)},
+        counters=[name for name in state if is_counter(name)],
+        tied=tied(state),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
 
 
 def tied(state: Mapping[str, torch.Tensor]) -> list[list[str]]:
@@ -213,20 +250,17 @@ def tied(state: Mapping[str, torch.Tensor]) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
-def rivals(model: nn.Module) -> dict[str, dict[str, list[int]]]:
-    """The other layouts of the ranker, so that a refusal can say which one a file belongs to."""
-    if not isinstance(model, Ranker):
-        return {}
+def layouts() -> dict[str, dict[str, list[int]]]:
+    """Names and shapes of the published rankers, so that a refusal can say which one a file belongs to."""
     with torch.device("meta"):
-        layouts = {layout: expected_shapes(Ranker(layout)) for layout in get_args(Layout)}
-    return {layout: shapes for layout, shapes in layouts.items() if shapes != expected_shapes(model)}
+        return {layout: expected_shapes(Ranker(layout)) for layout in get_args(Layout)}
 
 
 @contextmanager
 def child(request: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
     """The answers of a new child process to this request, as they come; it has ended afterwards, whatever happened here."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tracin_core.engine.checkpoints"],
+        [sys.executable, *CHILD],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -262,7 +296,7 @@ def replies(
     if process.stdin is None or process.stdout is None:
         raise MachineError("The checkpoint reader has no pipes; start the program again.")
     try:
-        process.stdin.write(json.dumps(request))
+        process.stdin.write(f"{json.dumps(request)}\n")
         process.stdin.close()
     except BrokenPipeError:
         pass  # told below: no line says that it is ready
@@ -287,8 +321,8 @@ def replies(
         raise MachineError(f"The process that reads checkpoints cannot start ({told}); check the installation with 'make setup'.")
 
 
-def outcome_of(name: str, store: Path, answer: Mapping[str, Any]) -> Checkpoint | CheckpointError:
-    """The child's answer as a value; a copy counts only if its bytes have the promised SHA-256."""
+def outcome_of(name: str, store: Path | None, answer: Mapping[str, Any]) -> Checkpoint | CheckpointError:
+    """The child's answer as a value; where there is a store, its copy counts only if its bytes have the promised SHA-256."""
     if "disk_full" in answer:
         raise DiskFullError(str(answer["disk_full"]))
     if "machine" in answer:
@@ -296,6 +330,8 @@ def outcome_of(name: str, store: Path, answer: Mapping[str, Any]) -> Checkpoint 
     if "refused" in answer:
         return KINDS.get(answer["kind"], CheckpointError)(answer["refused"])
     checkpoint = Checkpoint.from_dict(answer["accepted"])
+    if store is None:
+        return checkpoint
     copy = store / f"{checkpoint.digest}.safetensors"
     if not re.fullmatch("[0-9a-f]{64}", checkpoint.digest) or not copy.is_file() or file_digest(copy) != checkpoint.digest:
         return refusal(CheckpointError, name, "its copy in the workspace is not what was checked", "take the folder in again")
@@ -305,37 +341,50 @@ def outcome_of(name: str, store: Path, answer: Mapping[str, Any]) -> Checkpoint 
 # ---- the child's side: weights ----------------------------------------------------------------------------------------------
 
 
-class Demands(NamedTuple):
-    """The request, as `demands` and `intake_folder` write it."""
+class Request(NamedTuple):
+    """What `answered` asks of the child. Without a store nothing is kept."""
 
-    store: str
+    store: str | None
     cpu_seconds: int
-    expected: dict[str, list[int]]
-    dtypes: dict[str, str]
-    counters: list[str]
-    tied: list[list[str]]
-    rivals: dict[str, dict[str, list[int]]]
-    parameters: int
+    models: dict[str, Demands]
+    layouts: dict[str, dict[str, list[int]]]
     paths: list[str]
 
 
-def take_in(path: Path, asked: Demands) -> dict[str, Any]:
-    """The file's canonical weights are in the store; returns the `Checkpoint` as a dictionary."""
-    content, records = load_checked(path.name, read_once(path, asked.cpu_seconds))
+def take_in(path: Path, request: Request) -> dict[str, Any]:
+    """The file's canonical weights are in the store; returns the `Checkpoint` as a dictionary, and the models that it fits."""
+    content, records = load_checked(path.name, read_once(path, request.cpu_seconds))
     facts = facts_of(path.name, content)
-    found = weights_of(path.name, content, asked)
+    found, fits = weights_of(path.name, content, request)
+    asked = request.models[fits[0]]
     del content  # optimiser states are as large as the weights
     stored_as = ", ".join(
         sorted({str(value.dtype).removeprefix("torch.") for value in found.values() if value.is_floating_point()})
     )
-    digest = keep(canonical(path.name, found, asked, records), Path(asked.store))
-    return {**facts, "digest": digest, "source": plain_text(path.name), "parameters": asked.parameters, "stored_as": stored_as}
+    digest = keep(canonical(path.name, found, asked, records), None if request.store is None else Path(request.store))
+    recorded = {"digest": digest, "source": plain_text(path.name), "parameters": asked.parameters, "stored_as": stored_as}
+    return {"accepted": {**facts, **recorded}, "fits": fits}
 
 
-def weights_of(name: str, content: dict[Any, Any], asked: Demands) -> dict[str, torch.Tensor]:
-    """The model's tensors by name: found under a known key first, without wrappers' prefixes and batch counters."""
+def weights_of(name: str, content: dict[Any, Any], request: Request) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors by the names that the models here give them, and the models that have exactly these.
+
+    Raises:
+        CheckpointMismatchError: none has; the sentence is about the model that lacks the fewest.
+    """
+    state = state_of(content)
+    readings = {model: reading(name, state, asked) for model, asked in request.models.items()}
+    fits = [model for model, weights in readings.items() if shapes_of(weights) == request.models[model].expected]
+    if fits:
+        return readings[fits[0]], fits
+    nearest = min(readings, key=lambda model: len(readings[model].keys() ^ request.models[model].expected.keys()))
+    raise mismatch(name, shapes_of(readings[nearest]), nearest, request)
+
+
+def reading(name: str, state: dict[Any, Any], asked: Demands) -> dict[str, torch.Tensor]:
+    """The tensors by the model's own names: without wrappers' prefixes and batch counters, tied ones under every name."""
     weights: dict[str, torch.Tensor] = {}
-    for key, value in dict.items(state_of(content)):
+    for key, value in dict.items(state):
         bare = bare_name(key, asked) if isinstance(key, str) else str(key)
         if not isinstance(value, torch.Tensor):
             told = f"'{bare[:40]}' holds no tensor but a value of type {type(value).__name__}"
@@ -348,8 +397,11 @@ def weights_of(name: str, content: dict[Any, Any], asked: Demands) -> dict[str, 
     fill_tied(weights, asked.tied)
     for counter in asked.counters:
         weights.pop(counter, None)
-    check_fit(name, weights, asked)
     return weights
+
+
+def shapes_of(weights: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+    return {key: list(value.shape) for key, value in weights.items()}
 
 
 def state_of(content: dict[Any, Any]) -> dict[Any, Any]:
@@ -375,24 +427,27 @@ def fill_tied(weights: dict[str, torch.Tensor], groups: Iterable[list[str]]) -> 
             weights.update({name: there for name in names if name not in weights})
 
 
-def check_fit(name: str, weights: Mapping[str, torch.Tensor], asked: Demands) -> None:
-    """Names and shapes are the model's.
-
-    Raises:
-        CheckpointMismatchError: names the first three of what is missing and unknown, and the layout that it fits instead.
-    """
-    shapes = {key: list(value.shape) for key, value in weights.items()}
-    missing = [key for key in asked.expected if key not in shapes]
-    unknown = [key for key in shapes if key not in asked.expected]
+def mismatch(name: str, shapes: Mapping[str, list[int]], model: str, request: Request) -> CheckpointError:
+    """Names the first three of what is missing and unknown, and all layouts that it fits instead, as no file tells their strides."""
+    expected = request.models[model].expected
+    missing = [key for key in expected if key not in shapes]
+    unknown = [key for key in shapes if key not in expected]
     told = [counted(keys, what) for keys, what in ((missing, "missing"), (unknown, "unknown")) if keys]
-    wrong = [key for key, shape in asked.expected.items() if key in shapes and shapes[key] != shape]
-    if wrong and not told:
-        told = [f"'{wrong[0]}' has shape {shapes[wrong[0]]}, the model's has {asked.expected[wrong[0]]}"]
-    if told:
-        counted_out = {key: shape for key, shape in shapes.items() if not is_counter(key)}
-        fits = next((layout for layout, expected in asked.rivals.items() if expected == counted_out), None)
-        cure = "choose its model" if fits is None else f"it fits the layout '{fits}': choose that"
-        raise refusal(CheckpointMismatchError, name, f"does not fit: {', '.join(told)}", cure)
+    if not told:
+        wrong = next(key for key, shape in expected.items() if shapes[key] != shape)
+        told = [f"'{wrong}' has shape {shapes[wrong]}, the model's has {expected[wrong]}"]
+    without = {key: shape for key, shape in shapes.items() if not is_counter(key)}
+    fits = [layout for layout, wanted in request.layouts.items() if wanted == without]
+    cures = ("choose its model", f"it fits the layout '{fits[0]}': choose that" if fits else "")
+    cure = cures[len(fits)] if len(fits) < 2 else f"it fits the layouts {and_(fits)}: choose the one it was trained with"
+    which = f" the layout '{model}'" if model else ""
+    return refusal(CheckpointMismatchError, name, f"does not fit{which}: {', '.join(told)}", cure)
+
+
+def and_(names: Sequence[str]) -> str:
+    """'a', 'b' and 'c'."""
+    *first, last = [f"'{name}'" for name in names]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def counted(keys: Sequence[str], what: str) -> str:
@@ -437,11 +492,13 @@ def check_tensor(name: str, key: str, value: torch.Tensor, dtype: str) -> None:
         raise refusal(CheckpointError, name, told, "save the weights as the model has them")
 
 
-def keep(weights: Mapping[str, torch.Tensor], store: Path) -> str:
-    """The weights are in the store as safetensors; returns the SHA-256 of those bytes, which is their name."""
+def keep(weights: Mapping[str, torch.Tensor], store: Path | None) -> str:
+    """The weights are in the store, if there is one, as safetensors; returns the SHA-256 of those bytes, which is their name."""
     seal = hashlib.sha256()
     for piece in safetensors_pieces(weights):
         seal.update(piece)
+    if store is None:
+        return seal.hexdigest()
     place = store / f"{seal.hexdigest()}.safetensors"
     try:
         if not place.is_file() or file_digest(place) != seal.hexdigest():
@@ -474,10 +531,10 @@ def safetensors_pieces(weights: Mapping[str, torch.Tensor]) -> Iterator[bytes | 
 # ---- the child process ------------------------------------------------------------------------------------------------------
 
 
-def answer_to(path: Path, asked: Demands) -> dict[str, Any]:
+def answer_to(path: Path, request: Request) -> dict[str, Any]:
     """What became of this file; an error of the machine is not blamed on it."""
     try:
-        return {"accepted": take_in(path, asked)}
+        return take_in(path, request)
     except CheckpointError as failure:
         told = failure
     except DiskFullError as failure:
@@ -505,17 +562,23 @@ def lock_down() -> None:
 
 
 def serve() -> None:
-    """The request on stdin is answered, file by file."""
+    """The requests on stdin are answered, file by file."""
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < OLDEST_TORCH:
         sys.exit(
             f"torch {torch.__version__} opens hostile checkpoints unsafely; install torch >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}"
         )
     lock_down()
-    asked = Demands(**json.load(sys.stdin))
-    print("{}", flush=True)
-    for path in asked.paths:
-        print(json.dumps(answer_to(Path(path), asked)), flush=True)
+    for line in sys.stdin:
+        request = request_of(json.loads(line))
+        print("{}", flush=True)
+        for path in request.paths:
+            print(json.dumps(answer_to(Path(path), request)), flush=True)
+
+
+def request_of(values: dict[str, Any]) -> Request:
+    models = {name: Demands(**model) for name, model in values["models"].items()}
+    return Request(**{**values, "models": models})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import stat
 import struct
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,9 +30,14 @@ PICKLE_LIMIT: Final = 16 * 2**20
 STEP_LIMIT: Final = 2_000_000
 HEADER_LIMIT: Final = 16 * 2**20
 SPARE_MEMORY: Final = 256 * 2**20
-SENTENCE_LIMIT: Final = 200
+SENTENCE_LIMIT: Final = 200 - len("refused: ")  # which `inspect` writes before it
 TEXT_LIMIT, ENTRY_LIMIT, DEPTH_LIMIT = 1000, 1000, 4
 EPOCH_IN_NAME: Final = re.compile(r"(?<!\d)(\d{1,9})\.\w+$", re.ASCII)
+LIGHTNING_NAME: Final = re.compile(r"epoch=(\d{1,9})(?!\d)", re.ASCII)
+LIGHTNING: Final = "pytorch-lightning_version"
+
+OPTIMIZER_KEYS: Final = ("optimizer_state_dict", "optimizer", "optimizer_states")
+ARGUMENT_KEYS: Final = ("args", "hyper_parameters", "hparams", "config")
 
 LEGACY_MAGIC: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 STORAGES: Final = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
@@ -53,14 +59,25 @@ FILE_ITSELF: Final = "put the file itself into the folder"
 SAVE_AGAIN: Final = "save the checkpoint again with torch.save"
 SAVE_PLAIN: Final = "save plain tensors: torch.save(model.state_dict(), file)"
 SAVE_ANEW: Final = "load it where you trust it and save its state dict again with torch >= 1.6"
+SAVE_INSTEAD: Final = {  # by the package of what a pickle asks for
+    "numpy": "save its numbers as float(x) and its arrays as torch.as_tensor(x), or leave them out",
+    "argparse": "save vars(args) instead of args",
+    "pathlib": "save str(path) instead of the path",
+    "omegaconf": "save OmegaConf.to_container(config) instead of the configuration",
+}
 
 
 def refusal(kind: type[CheckpointError], name: str, reason: str, cure: str) -> CheckpointError:
     """One line of at most 200 characters: the file, the reason, the cure."""
-    name, reason, cure = printable(name), printable(reason), printable(cure)
-    shown = name if len(name) <= 48 else f"{name[:20]}...{name[-20:]}"
+    shown, reason, cure = shown_name(name), printable(reason), printable(cure)
     room = SENTENCE_LIMIT - len(shown) - len(cure) - len("'': ; .")
     return kind(f"'{shown}': {reason if len(reason) <= room else reason[: room - 3] + '...'}; {cure}.")
+
+
+def shown_name(name: str) -> str:
+    """A file's name as a sentence has room for it."""
+    name = printable(name)
+    return name if len(name) <= 48 else f"{name[:20]}...{name[-20:]}"
 
 
 def printable(text: str) -> str:
@@ -77,15 +94,18 @@ def unsafe(name: str, reason: str, cure: str) -> CheckpointError:
 
 def read_once(path: Path, cpu_seconds: int) -> bytes:
     """The bytes of a regular file that is not a link; from here on this process is limited by the file's size."""
+    if ".." in path.parts:
+        raise refusal(CheckpointError, path.name, "its path leads out of a folder by '..'", "give the path without it")
+    if "\0" in str(path):
+        raise refusal(CheckpointError, path.name, "its name holds a NUL character, which no file's does", FILE_ITSELF)
     try:
+        require_regular(path.name, path.lstat())  # before it is opened: to open a device is to act on it
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as failure:
-        reason = "it is a symbolic link" if path.is_symlink() else f"it cannot be read ({failure.strerror})"
-        raise refusal(CheckpointError, path.name, reason, FILE_ITSELF) from failure
+        raise refusal(CheckpointError, path.name, f"it cannot be read ({failure.strerror})", FILE_ITSELF) from failure
     try:
         status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise refusal(CheckpointError, path.name, "it is not a regular file", FILE_ITSELF)
+        require_regular(path.name, status)
         if status.st_size == 0:
             raise refusal(CheckpointError, path.name, "it is empty, as after an interrupted copy", "copy or save it again")
         if status.st_size > SIZE_LIMIT:
@@ -96,6 +116,14 @@ def read_once(path: Path, cpu_seconds: int) -> bytes:
             return file.read(status.st_size)
     finally:
         os.close(handle)
+
+
+def require_regular(name: str, status: os.stat_result) -> None:
+    """It is a file with bytes of its own: no link, folder, pipe, socket or device."""
+    if stat.S_ISLNK(status.st_mode):
+        raise refusal(CheckpointError, name, "it is a symbolic link", FILE_ITSELF)
+    if not stat.S_ISREG(status.st_mode):
+        raise refusal(CheckpointError, name, "it is not a regular file", FILE_ITSELF)
 
 
 def limit_resources(size: int, cpu_seconds: int) -> None:
@@ -268,7 +296,8 @@ def check_pickle(name: str, pickle: bytes) -> None:
     """The opcodes are walked, none executed; a global or opcode outside the lists is named."""
     foreign = foreign_globals(pickle)
     if foreign:
-        raise unsafe(name, f"it asks for '{foreign[0][:60]}', which plain weights do not need", SAVE_PLAIN)
+        cure = SAVE_INSTEAD.get(foreign[0].split(".")[0], SAVE_PLAIN)
+        raise unsafe(name, f"it asks for '{foreign[0][:60]}', which plain weights do not need", cure)
     try:
         for step, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
             if step > STEP_LIMIT:
@@ -335,30 +364,49 @@ def bytes_of(values: torch.Tensor) -> memoryview:
 
 def facts_of(name: str, content: dict[Any, Any]) -> dict[str, Any]:
     """Epoch, rates, losses and arguments in plain values; None where the file says nothing."""
-    recorded = dict.get(content, "epoch")
-    recorded = recorded if type(recorded) is int and 0 <= recorded < 10**9 else None
-    in_name = EPOCH_IN_NAME.search(name)
-    if recorded is None and in_name is None:
+    recorded, in_name = recorded_epoch(content), epoch_in_name(name)
+    epoch = in_name if recorded is None else recorded
+    if epoch is None:
         told = "neither it nor its name says which epoch it is"
         raise refusal(CheckpointError, name, told, "name it model_epoch_<N>.pt")
-    optimizer = dict.get(content, "optimizer_state_dict")
-    optimizer = optimizer if isinstance(optimizer, dict) else {}
-    arguments = dict.get(content, "args")
+    optimizers = optimizers_of(content)
+    arguments = first_of(content, ARGUMENT_KEYS)
     return {
-        "epoch": recorded if recorded is not None else int(in_name.group(1)) if in_name else 0,
+        "epoch": epoch,
         "recorded_epoch": recorded,
-        "learning_rate": learning_rate(optimizer),
-        "optimizer": optimizer_name(optimizer),
-        "train_loss": number(dict.get(content, "train_loss_main")),
-        "validation_loss": number(dict.get(content, "val_loss_main")),
+        "learning_rate": learning_rate(optimizers),
+        "optimizer": optimizer_name(optimizers),
+        "train_loss": number(first_of(content, ("train_loss_main", "train_loss"))),
+        "validation_loss": number(first_of(content, ("val_loss_main", "val_loss"))),
         "train_accuracy": number(dict.get(content, "train_accuracy")),
         "validation_accuracy": number(dict.get(content, "val_accuracy")),
         "rate_sum": number(dict.get(content, "rate_sum")),
-        "descent": descent(optimizer),
+        "descent": descent(optimizers),
         "arguments": {plain_text(str(key)): plain(value) for key, value in dict.items(arguments)}
         if isinstance(arguments, dict)
         else {},
     }
+
+
+def first_of(content: dict[Any, Any], keys: Iterable[str]) -> Any:
+    """What stands under the first of these keys that has a value."""
+    return next((value for key in keys if (value := dict.get(content, key)) is not None), None)
+
+
+def recorded_epoch(content: dict[Any, Any]) -> int | None:
+    """How many epochs the training had begun, as the file records it. Lightning numbers the first one 0, and 0 is here before any step."""
+    epoch, steps = dict.get(content, "epoch"), dict.get(content, "global_step")
+    if type(epoch) is not int or not 0 <= epoch < 10**9:
+        return None
+    return epoch + 1 if LIGHTNING in content and type(steps) is int and steps > 0 else epoch
+
+
+def epoch_in_name(name: str) -> int | None:
+    """The number at the end of the name; in Lightning's `epoch=4-step=100.ckpt` the fifth epoch."""
+    if (lightning := LIGHTNING_NAME.search(name)) is not None:
+        return int(lightning.group(1)) + 1
+    numbered = EPOCH_IN_NAME.search(name)
+    return None if numbered is None else int(numbered.group(1))
 
 
 def number(value: Any) -> float | None:
@@ -391,34 +439,41 @@ def plain_text(text: str) -> str:
     return text[:TEXT_LIMIT].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def first_group(optimizer: dict[Any, Any]) -> dict[Any, Any]:
-    """The settings of the optimiser's first parameter group; empty where there is none."""
-    groups = dict.get(optimizer, "param_groups")
-    return groups[0] if isinstance(groups, list) and groups and isinstance(groups[0], dict) else {}
+def optimizers_of(content: dict[Any, Any]) -> list[dict[Any, Any]]:
+    """The states of the optimisers, of which all but a few trainings have one."""
+    found = first_of(content, OPTIMIZER_KEYS)
+    return [state for state in (found if isinstance(found, list) else [found]) if isinstance(state, dict)]
 
 
-def learning_rate(optimizer: dict[Any, Any]) -> float | None:
-    """The rate of the optimiser's first parameter group."""
-    return number(dict.get(first_group(optimizer), "lr"))
+def groups_of(optimizers: Iterable[dict[Any, Any]]) -> list[dict[Any, Any]]:
+    """The settings of every group of parameters of these optimisers."""
+    lists = [dict.get(optimizer, "param_groups") for optimizer in optimizers]
+    return [group for groups in lists if isinstance(groups, list) for group in groups if isinstance(group, dict)]
 
 
-def descent(optimizer: dict[Any, Any]) -> dict[str, float]:
+def learning_rate(optimizers: Iterable[dict[Any, Any]]) -> float | None:
+    """The rate in force for every parameter; None where groups of them have different ones, which no single number tells."""
+    rates = {number(dict.get(group, "lr")) for group in groups_of(optimizers)}
+    return rates.pop() if len(rates) == 1 else None
+
+
+def descent(optimizers: Iterable[dict[Any, Any]]) -> dict[str, float]:
     """Momentum, dampening, weight decay and Nesterov (0 or 1) of the first parameter group, those that it records."""
-    group = first_group(optimizer)
+    group = next(iter(groups_of(optimizers)), {})
     values = {name: dict.get(group, name) for name in ("momentum", "dampening", "weight_decay", "nesterov")}
     found = {name: float(value) if isinstance(value, bool) else number(value) for name, value in values.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def optimizer_name(optimizer: dict[Any, Any]) -> str | None:
+def optimizer_name(optimizers: Iterable[dict[Any, Any]]) -> str | None:
     """Adam or SGD where the optimiser's state shows it: running averages, a momentum alone, or the settings that only SGD has.
 
     Never guessed further.
     """
-    state = dict.get(optimizer, "state")
-    entries = [entry for entry in dict.values(state) if isinstance(entry, dict)] if isinstance(state, dict) else []
+    states = [dict.get(optimizer, "state") for optimizer in optimizers]
+    entries = [entry for state in states if isinstance(state, dict) for entry in dict.values(state) if isinstance(entry, dict)]
     if any("exp_avg" in entry for entry in entries):
         return "Adam"
-    group = first_group(optimizer)
-    of_sgd = "dampening" in group and "nesterov" in group and "betas" not in group
+    groups = groups_of(optimizers)
+    of_sgd = bool(groups) and all("dampening" in group and "nesterov" in group and "betas" not in group for group in groups)
     return "SGD" if of_sgd or any(set(entry) == {"momentum_buffer"} for entry in entries) else None
