@@ -18,6 +18,7 @@ from tracin_core.recipe import CnnModel, MlpModel, ModelSection, PluginModel, Ra
 
 Layout = Literal["small", "large"]
 
+GRID = 4  # fields on a side, over which a cnn takes means
 SILENCE = 1e-8  # keeps a constant input finite; far below any spectrogram's spread
 
 
@@ -91,9 +92,9 @@ class Mlp(nn.Module):
 
 class Cnn(nn.Module):
     """Per width a 3 x 3 convolution, group normalisation (one group: Wu, He 2018, arXiv 1803.08494), ReLU and a maximum over 2 x 2 places;
-    then the mean over all places and a linear layer.
+    then the mean over each field of a 4 x 4 grid and a linear layer.
 
-    Group normalisation is of each sample by itself, in training too.
+    The grid keeps where something is, whatever the size: a mean over all places would not tell a 6 from a 9. Group normalisation is of each sample by itself, in training too.
     """
 
     def __init__(self, section: CnnModel) -> None:
@@ -105,7 +106,8 @@ class Cnn(nn.Module):
             for a, b in pairwise([section.channels, *section.widths])
         ]
         self.features = nn.Sequential(*(layer for block in blocks for layer in block))
-        self.classifier = nn.Linear(section.widths[-1], section.outputs)
+        self.places = nn.AdaptiveAvgPool2d(GRID)
+        self.classifier = nn.Linear(GRID * GRID * section.widths[-1], section.outputs)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """`[N, outputs]` of pictures `[N, channels, height, width]`, each picture standardised."""
@@ -114,7 +116,7 @@ class Cnn(nn.Module):
                 f"Samples of shape {shape_of(pictures)} are no pictures for this cnn, which takes ({self.channels}, height, width); "
                 f"correct channels under [model], or choose an mlp."
             )
-        outputs: Tensor = self.classifier(self.features(standardised(pictures)).mean(dim=(2, 3)))
+        outputs: Tensor = self.classifier(self.places(self.features(standardised(pictures))).flatten(1))
         return outputs
 
 

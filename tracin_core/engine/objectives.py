@@ -266,7 +266,7 @@ def sample_targets(samples: pd.DataFrame, task: Literal["classification", "regre
             f"'{samples['id'].iloc[wrong[0]]}' has the label {labels[wrong[0]]}, but the model tells {classes} classes apart, 0 to "
             f"{classes - 1}; write outputs = {int(labels.max()) + 1} under [model]."
         )
-    return torch.from_numpy(labels)
+    return torch.tensor(labels)
 
 
 def output_count(model: nn.Module, inputs: Tensor) -> int:
