@@ -28,3 +28,5 @@ with frame.page("page.angles"):
         widgets.explore(
             run, pairs, key=f"angles.{score}.{cell}", columns=widgets.score_columns(score, percentile=False), sounds=False
         )
+    if run.noun == "sample":
+        widgets.group_matrix(view)

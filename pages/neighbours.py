@@ -10,9 +10,9 @@ SHOWN, ROWS = 10, 20
 with frame.page("page.neighbours"):
     run = session.selected_run()
     view = session.view(run)
-    test = widgets.choose_pair(view.test_pairs, dead=view.dead_tests, key="test", label=t("neighbours.test"))
+    test = widgets.choose_test(view.test_pairs, dead=view.dead_tests, key="test", label=t("neighbours.test"))
     with st.expander(t("neighbours.listen"), icon=":material/hearing:"):
-        widgets.pair_card(run, view.test_pairs.iloc[view.test_row(test)])
+        widgets.example_card(run, view.test_pairs.iloc[view.test_row(test)])
     sides = dict(zip(("proponents", "opponents"), view.top(test, k=ROWS), strict=True))
     if all(side.empty for side in sides.values()):
         widgets.nothing_matches(t("neighbours.dead"))

@@ -54,6 +54,13 @@ def test_a_text_is_not_empty_and_chinese_is_chinese(key: str) -> None:
     assert CJK.search(words) or not re.search(r"[a-z]{4}", words), f"{key} is not translated: {words}"
 
 
+@pytest.mark.parametrize("key", sorted(key for key in texts("en") if "@" in key))
+def test_a_form_for_samples_says_no_more_than_the_text_it_stands_for(key: str) -> None:
+    base, _, examples = key.partition("@")
+    assert examples == "sample"
+    assert placeholders(texts("en")[key]) <= placeholders(texts("en")[base])
+
+
 def test_pages_use_texts_that_exist() -> None:
     assert keys_used() - set(texts("en")) == set()
 

@@ -12,7 +12,7 @@ from conftest import ROOT, texts_of
 from streamlit.testing.v1 import AppTest
 
 from pages.shared import frame
-from pages.shared.computing import folders
+from pages.shared.choosing import places
 from pages.shared.i18n import LANGUAGES, texts
 from tracin_core.errors import JobFailedError
 from tracin_core.records.runs import Run
@@ -269,7 +269,7 @@ def test_bad_checkpoints_are_advice_on_the_page(
     place.mkdir(exist_ok=True)
     for name, content in files.items():
         (place / name).write_bytes(content)
-    folders.clear()  # what was there a moment ago is remembered for some seconds
+    places.clear()  # what was there a moment ago is remembered for some seconds
     test = look("compute", folder=f"workspace/trainings/{folder}")
     test.button(key="inspect").click().run()
     if not test.error:
@@ -285,20 +285,24 @@ def break_a_recording(root: Path) -> None:
     sorted(root.rglob("*.wav"))[4].write_bytes(b"RIFF no recording")
 
 
-def leave_one_angle(root: Path) -> None:
+def test_one_angle_is_advice_on_the_page_before_anything_starts(look: Callable[..., AppTest], studio: Studio) -> None:
+    root = shutil.copytree(studio.place.root / "recordings" / "small", studio.place.root / "recordings" / "one-angle")
     for folder in sorted(root.glob("deg*"))[1:]:
         shutil.rmtree(folder)
+    places.clear()
+    jobs = len(studio.place.jobs(limit=50))
+    test = look("compute", data=f"workspace/recordings/{root.name}", folder="workspace/trainings/small")
+    test.button(key="start").click().run()
+    assert "at least two different angles" in test.error[0].value
+    assert len(studio.place.jobs(limit=50)) == jobs
+    shutil.rmtree(root)
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"), [(break_a_recording, "cannot be read"), (leave_one_angle, "at least two different angles")]
-)
-def test_bad_recordings_are_advice_on_the_page(
-    look: Callable[..., AppTest], studio: Studio, damage: Callable[[Path], None], message: str
-) -> None:
-    root = shutil.copytree(studio.place.root / "recordings" / "small", studio.place.root / "recordings" / damage.__name__)
-    damage(root)
-    folders.clear()
+def test_bad_recordings_are_advice_on_the_page(look: Callable[..., AppTest], studio: Studio) -> None:
+    message = "cannot be read"
+    root = shutil.copytree(studio.place.root / "recordings" / "small", studio.place.root / "recordings" / "damaged")
+    break_a_recording(root)
+    places.clear()
     test = look("compute", data=f"workspace/recordings/{root.name}", folder="workspace/trainings/small")
     for side, count in {"train": 3, "validation": 2, "test": 1}.items():
         test.number_input(key=f"{side}.6").set_value(count)

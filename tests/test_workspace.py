@@ -100,7 +100,7 @@ def test_a_run_has_the_tables_the_design_promises(computed: Workspace, recipe: R
     assert {"finite_weights", "deterministic", "batch_coupling", "coverage", "products", "dead_tests"} <= set(health["check"])
     log = "\n".join(computed.job_log(computed.jobs()[-1].id))
     assert "estimate for a block of 18 x 18 samples" in log
-    picture, sound = run.preview(run.samples["id"][0])
+    picture, sound, _ = run.preview(run.samples["id"][0])
     assert picture.stat().st_size > 0
     assert sound.stat().st_size > 0
 

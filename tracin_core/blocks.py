@@ -15,8 +15,10 @@ from typing import Any
 
 import psutil
 
-from tracin_core.recipe import EngineSection, ModelSection
+from tracin_core.errors import PluginError
+from tracin_core.recipe import MODEL_FORMS, Cotangent, EngineSection, ModelSection, PluginModel
 from tracin_core.records.datasets import load_inputs
+from tracin_core.records.plugins import plugin_digest
 from tracin_core.records.store import BlockKey, BlockStore
 
 Layers = dict[str, tuple[str, ...]]  # names of parameters by layer group
@@ -30,6 +32,8 @@ class BlockSpec:
         root: the workspace's directory, as this process sees it.
         dataset: key of the data set, whose chunks the block's digests name.
         checkpoint: digest of the canonical weights.
+        cotangent: whose gradients the products are of; `label_logit` reads the chunks' labels.
+        plugin: digest of the file that the model is built by, where it is a plugin's.
     """
 
     root: str
@@ -39,6 +43,8 @@ class BlockSpec:
     model: ModelSection
     engine: EngineSection
     layers: Layers
+    cotangent: Cotangent = "score"
+    plugin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,35 +97,54 @@ def compute(spec: BlockSpec) -> Any:
     """The block's numbers, float32 on the CPU."""
     import torch
 
+    from tracin_core.engine.classification import logit_kernel_by_layer, output_kernel_by_layer
     from tracin_core.engine.kernel import model_outputs, tangent_kernel_by_layer
 
     if torch.get_num_threads() != spec.engine.threads:
         torch.set_num_threads(spec.engine.threads)
-    model = loaded_model(spec.root, spec.checkpoint, spec.model, spec.engine.device)
+    section = MODEL_FORMS.dump_json(spec.model).decode()
+    model = loaded_model(spec.root, spec.checkpoint, section, spec.plugin, spec.engine.device)
     folder, device = str(Path(spec.root) / "datasets" / spec.dataset), spec.engine.device
-    left = chunk_tensor(folder, spec.key.left, device)
+    settings: Any = {"groups": spec.layers, "batch_size": spec.engine.batch_size}
+    left, left_labels = chunk_tensors(folder, spec.key.left, device)
     if spec.key.right is None:
-        values = model_outputs(model, left, batch_size=spec.engine.batch_size).reshape(len(left))
+        values = model_outputs(model, left, batch_size=spec.engine.batch_size).reshape(spec.key.shape)
+        return values.detach().cpu().numpy()
+    right, right_labels = (None, None) if spec.key.right == spec.key.left else chunk_tensors(folder, spec.key.right, device)
+    if spec.cotangent == "label_logit":
+        values = logit_kernel_by_layer(model, left, left_labels, right, right_labels, **settings)
+    elif spec.cotangent == "outputs":
+        values = output_kernel_by_layer(model, left, right, **settings)
     else:
-        right = None if spec.key.right == spec.key.left else chunk_tensor(folder, spec.key.right, device)
-        values = tangent_kernel_by_layer(model, left, right, groups=spec.layers, batch_size=spec.engine.batch_size)
+        values = tangent_kernel_by_layer(model, left, right, **settings)
     return values.detach().cpu().numpy()
 
 
 @lru_cache(maxsize=1)
-def loaded_model(root: str, checkpoint: str, section: ModelSection, device: str) -> Any:
-    """The model with these weights, kept for the next block of the same checkpoint."""
+def loaded_model(root: str, checkpoint: str, section: str, plugin: str | None, device: str) -> Any:
+    """The model with these weights, kept for the next block of the same checkpoint.
+
+    Raises:
+        PluginError: the plugin's file is not the one that the block is named after.
+    """
     from tracin_core.engine.checkpoints import load_weights
     from tracin_core.engine.models import build_model
 
-    model = build_model(section)
+    form, plugins = MODEL_FORMS.validate_json(section), Path(root) / "plugins"
+    if isinstance(form, PluginModel) and plugin_digest(plugins, form.name) != plugin:
+        raise PluginError(
+            f"The plugin '{form.name}.py' was changed since the run was asked for; ask for the run again, it is then computed with "
+            f"the file as it is now."
+        )
+    model = build_model(form, plugins)
     load_weights(model, Path(root) / "checkpoints", checkpoint)
     return model.to(device).eval()
 
 
 @lru_cache(maxsize=4)
-def chunk_tensor(folder: str, digest: str, device: str) -> Any:
-    """The inputs of a chunk, kept for the next block that needs them."""
+def chunk_tensors(folder: str, digest: str, device: str) -> tuple[Any, Any]:
+    """The inputs of a chunk, and its labels where it keeps any; kept for the next block that needs them."""
     import torch
 
-    return torch.from_numpy(load_inputs(Path(folder), digest)).to(device)
+    inputs, labels = load_inputs(Path(folder), digest)
+    return torch.from_numpy(inputs).to(device), None if labels is None else torch.from_numpy(labels).to(device)

@@ -12,7 +12,6 @@
     │   │   ├── NoCheckpointsError
     │   │   ├── UnsafeCheckpointError
     │   │   └── CheckpointMismatchError
-    │   ├── PluginError             a model or data set of one's own, in plugins/
     │   ├── ViewError               a what-if that cannot be answered
     │   ├── ExclusionError          an exclusion list or the rule behind it
     │   ├── OutsideRootsError       a folder that this server may not read
@@ -81,10 +80,6 @@ class UnsafeCheckpointError(CheckpointError):
 
 class CheckpointMismatchError(CheckpointError):
     """A checkpoint's tensors do not fit the model."""
-
-
-class PluginError(InputError):
-    """A file in `plugins/` is not there, does not define what is asked of it, or failed."""
 
 
 class ViewError(InputError):

@@ -34,6 +34,7 @@ SIMULATED_MARK: Final = "SIMULATED.txt"  # lies beside recordings that were not 
 LossName = Literal["margin", "ghm", "ghm_legacy", "logistic", "squared_hinge"]
 LabelLossName = Literal["cross_entropy", "label_smoothing", "focal", "generalized_cross_entropy", "binary_cross_entropy"]
 NumberLossName = Literal["squared_error", "huber"]
+Cotangent = Literal["score", "label_logit", "outputs"]  # whose gradients a kernel holds products of
 Settings = dict[str, bool | int | float | str]  # of a plugin, as TOML holds them
 
 
@@ -129,7 +130,26 @@ MODEL_FORMS: Final[TypeAdapter[ModelSection]] = TypeAdapter(ModelSection)  # rea
 # ---- [data] -----------------------------------------------------------------------------------------------------------------
 
 
-class RecordingsData(Section):
+class Data(Section):
+    """What every form of data says of itself."""
+
+    @property
+    def place(self) -> Path:
+        """The folder or file that is read."""
+        raise TypeError(f"{type(self).__name__} does not say where its data are")
+
+    @property
+    def title(self) -> str:
+        """What is read, in words for people."""
+        return self.place.name
+
+    @property
+    def stem(self) -> str:
+        """The same in the names of files."""
+        return re.sub(r"\W+", "_", self.title).strip("_") or "data"
+
+
+class RecordingsData(Data):
     """Recordings in the layout `<root>/<class>/<material>/<material>_<class>_<frequency>_<seq>.wav` (or .npy, .npz: spectra)."""
 
     kind: Literal["recordings"] = "recordings"
@@ -139,16 +159,14 @@ class RecordingsData(Section):
 
     @property
     def place(self) -> Path:
-        """The folder or file that is read."""
         return self.root
 
     @property
     def title(self) -> str:
-        """What is read, in words for people."""
         return f"{self.material} {self.frequency}"
 
 
-class ArraysData(Section):
+class ArraysData(Data):
     """One `.npz` file of arrays with a row per sample: inputs, targets, ids if wanted; every other array of one value each is metadata."""
 
     kind: Literal["arrays"] = "arrays"
@@ -161,12 +179,8 @@ class ArraysData(Section):
     def place(self) -> Path:
         return self.file
 
-    @property
-    def title(self) -> str:
-        return self.file.name
 
-
-class ImagesData(Section):
+class ImagesData(Data):
     """Pictures in one folder per class: `<root>/<class>/.../<name>.png` (or .jpg, .jpeg, .bmp, .gif, .webp, .tif)."""
 
     kind: Literal["images"] = "images"
@@ -179,10 +193,6 @@ class ImagesData(Section):
     def place(self) -> Path:
         return self.root
 
-    @property
-    def title(self) -> str:
-        return self.root.name
-
     @model_validator(mode="after")
     def both_sides(self) -> Self:
         if (self.height is None) != (self.width is None):
@@ -190,7 +200,7 @@ class ImagesData(Section):
         return self
 
 
-class TableData(Section):
+class TableData(Data):
     """A CSV file with a row per sample: a target column, feature columns, an id column if wanted; the others are metadata."""
 
     kind: Literal["table"] = "table"
@@ -203,12 +213,8 @@ class TableData(Section):
     def place(self) -> Path:
         return self.file
 
-    @property
-    def title(self) -> str:
-        return self.file.name
 
-
-class PluginData(Section):
+class PluginData(Data):
     """What `dataset(**settings)` of a file in the workspace's `plugins/` returns: a `torch.utils.data.Dataset` of (input, target)."""
 
     kind: Literal["plugin"] = "plugin"
@@ -218,10 +224,6 @@ class PluginData(Section):
     @property
     def place(self) -> Path:
         return Path(f"{self.name}.py")
-
-    @property
-    def title(self) -> str:
-        return self.name
 
 
 DataSection = Annotated[
@@ -249,7 +251,7 @@ class SplitSection(Section):
     validation: int = Field(default=4, ge=1)
     test: int = Field(default=6, ge=0)
     train_fraction: float = Field(default=0.7, gt=0, lt=1)
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**32)
     validation_fraction: float | None = Field(default=None, gt=0, lt=1, description="of `stratified`; None: half of what is left")
     column: str | None = None
     train_ids: AbsolutePath | None = None
@@ -264,7 +266,9 @@ class SplitSection(Section):
         if self.rule == "files" and (self.train_ids is None or self.validation_ids is None):
             raise ValueError('rule = "files" needs train_ids and validation_ids, each a text file with one id per line')
         if self.rule == "stratified" and self.train_fraction + (self.validation_fraction or 0) > 1:
-            raise ValueError(f"train_fraction {self.train_fraction} and validation_fraction {self.validation_fraction} are more than 1")
+            raise ValueError(
+                f"train_fraction {self.train_fraction} and validation_fraction {self.validation_fraction} are more than 1"
+            )
         return self
 
 
@@ -445,6 +449,12 @@ class Recipe(Section):
         if self.task.kind in ("ranking", "regression") and outputs not in (1, None):
             raise ValueError(f"{self.task.kind} reads one output of the model, but it has {outputs}; give outputs = 1")
         return self
+
+    @property
+    def classes(self) -> int | None:
+        """How many labels a classifier tells apart, where the model's section says so."""
+        outputs = getattr(self.model, "outputs", None)
+        return None if outputs is None or self.task.kind != "classification" else max(outputs, 2)
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> Self:

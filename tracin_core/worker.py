@@ -16,7 +16,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -29,9 +29,9 @@ import pandas as pd
 from tracin_core.blocks import BlockFailure, BlockSpec, Layers, Receipt, run_block
 from tracin_core.cluster import dask_runner
 from tracin_core.data.files import read_json, write_json, write_text
-from tracin_core.data.readers import PREPROCESSING, list_recordings, preview_png, preview_wav, read_inputs, sample_digest
-from tracin_core.data.samples import require_classes
-from tracin_core.data.simulated import read_truth, simulate_recordings
+from tracin_core.data.readers import Inputs, Reader, reader_for, sample_digest
+from tracin_core.data.samples import require_classes, with_labels
+from tracin_core.data.simulated import PlantedFault, read_truth, simulate_recordings
 from tracin_core.errors import (
     CheckpointError,
     DiskFullError,
@@ -39,19 +39,39 @@ from tracin_core.errors import (
     JobFailedError,
     NoCheckpointsError,
     NonFiniteError,
+    OutputShapeError,
     TracInError,
     WorkspaceError,
 )
-from tracin_core.recipe import EngineSection, ModelSection, RankerModel, RankingTask, Recipe
+from tracin_core.recipe import (
+    MODEL_FORMS,
+    ClassificationTask,
+    Cotangent,
+    DataSection,
+    EngineSection,
+    ModelSection,
+    PluginData,
+    PluginModel,
+    Recipe,
+)
 from tracin_core.records import processes
 from tracin_core.records.checkpoint_files import list_checkpoints
-from tracin_core.records.datasets import Inputs, dataset_key, keep_inputs, load_inputs, sealed_chunks, split_key, stored_split
+from tracin_core.records.datasets import (
+    CHUNK_SAMPLES,
+    dataset_key,
+    keep_inputs,
+    load_inputs,
+    sealed_chunks,
+    split_key,
+    stored_split,
+)
 from tracin_core.records.interchange import training_exclusions
+from tracin_core.records.plugins import plugin_digest
 from tracin_core.records.progress import BEAT_SECONDS, InterruptedJob, Progress, Pulse, SteppedBack
 from tracin_core.records.runs import Chunk, Manifest
-from tracin_core.records.store import digest_of
+from tracin_core.records.store import BlockKey, digest_of
 from tracin_core.records.workspace import Workspace, open_workspace
-from tracin_core.scores.losses import PairLoss
+from tracin_core.scores.recorded import recorded_loss
 
 ROOM_FACTOR: Final = 1.1  # what a run's blocks take on a disk, beside their bytes
 NAMED_BLOCKS: Final = 3  # in a sentence
@@ -64,16 +84,8 @@ LOCK_SECONDS: Final = 3.0
 MORE_ROOM: Final = 2**20
 SETTLE_SECONDS: Final = 2.0  # a file that did not change for so long may be whole
 Dataset = tuple[pd.DataFrame, Inputs, dict[str, tuple[Chunk, ...]]]  # samples, their inputs, the sealed chunks of each side
+MEASURED: Final = ("train", "validation")  # the sides that have kernels
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-RECORDED_LOSSES: Final = {
-    "standard": "margin",
-    "margin": "margin",
-    "ghm": "ghm",
-    "ghm_legacy": "ghm_legacy",
-    "logistic": "logistic",
-    "squared_hinge": "squared_hinge",
-}
-
 KERNEL_BUDGET: Final = 256 * 2**20  # bytes of a checkpoint's kernels; beyond it, layers are kept as `rest` and `last`
 
 
@@ -247,46 +259,127 @@ def compute_run(
     """
     from tracin_core.engine.health import check_model
     from tracin_core.engine.kernel import kernel_groups
-    from tracin_core.engine.models import build_model
 
     workspace = progress.workspace
     use_threads(recipe.engine)
     samples, _, chunks = dataset or read_dataset(progress, recipe)
-    model = build_model(recipe.model)
+    model = model_of(workspace, recipe.model)
     checkpoints = checkpoints or take_in(
         progress, recipe.checkpoints.folder, recipe.checkpoints.prefix, recipe.model, epochs=recipe.checkpoints.epochs
     )
     loss = recorded_loss(recipe.task, checkpoints)
-    train, test = (sum(len(chunk.ids) for chunk in chunks[side]) for side in ("train", "validation"))
+    folder = workspace.root / "datasets" / dataset_key(recipe, plugins_of(workspace))
+    largest = max((chunk for side in MEASURED for chunk in chunks[side]), key=lambda chunk: len(chunk.ids))
+    load_checkpoint(model, workspace, checkpoints[-1])
+    model, probes = model.to(recipe.engine.device), to_tensor(load_inputs(folder, largest.digest)[0], recipe.engine)
+    outputs = outputs_of(model, probes[:2], recipe, samples)
+    cotangent = cotangent_of(recipe, outputs)
+    each = outputs if cotangent == "outputs" else 1
+    train, test = (each * sum(len(chunk.ids) for chunk in chunks[side]) for side in MEASURED)
     layers = kernel_groups(model, cells=train * (train + test) + test * test, budget=recipe.engine.kernel_budget or KERNEL_BUDGET)
     progress.say(f"kernels are kept by {len(layers)} layer groups: {', '.join(layers)}")
-    groups = tuple(digest_of(group_definition(recipe, str(checkpoint["digest"]), tuple(layers))) for checkpoint in checkpoints)
+    blocks = Blocks(workspace, recipe, layers, cotangent, outputs)
     manifest = Manifest(
         id=run_id,
         recipe=recipe.to_dict(),
         created=time.time(),
         layers=tuple(layers),
         checkpoints=tuple(checkpoints),
-        groups=groups,
-        chunks={side: chunks[side] for side in ("train", "validation")},
+        groups=tuple(digest_of(blocks.group(checkpoint)) for checkpoint in checkpoints),
+        chunks={side: chunks[side] for side in MEASURED},
         loss=asdict(loss),
-        dataset=dataset_key(recipe),
-        truth=tuple(asdict(fault) for fault in read_truth(recipe.data.root)),
+        dataset=folder.name,
+        truth=tuple(asdict(fault) for fault in truth_of(recipe)),
         versions={"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy", "scipy")}},
+        cotangent=cotangent,
+        outputs=outputs,
     )
     progress.step("health", 1)
-    load_checkpoint(model, workspace, checkpoints[-1])
-    largest = max((chunk for side in manifest.chunks.values() for chunk in side), key=lambda chunk: len(chunk.ids))
-    folder = workspace.root / "datasets" / manifest.dataset
-    probes = to_tensor(load_inputs(folder, largest.digest), recipe.engine)
-    health = tuple(asdict(check) for check in check_model(model.to(recipe.engine.device), probes[:8]))
-    progress.say(estimate(model, probes, recipe.engine))
-    compute_blocks(progress, recipe, manifest, layers)
+    health = tuple(asdict(check) for check in check_model(model, probes[:8]))
+    progress.say(estimate(model, probes, recipe.engine, outputs))
+    compute_blocks(progress, blocks, manifest)
     Manifest(**{**manifest.__dict__, "health": health}).write(workspace.root / "runs" / run_id, samples)
     workspace.register_run(run_id, recipe, state="done")
 
 
-def compute_blocks(progress: Progress, recipe: Recipe, manifest: Manifest, layers: Layers) -> None:
+def outputs_of(model: Any, probes: Any, recipe: Recipe, samples: pd.DataFrame) -> int:
+    """How many outputs the model has for each sample.
+
+    Raises:
+        OutputShapeError: not as many as the task reads.
+    """
+    from tracin_core.engine.kernel import model_outputs
+
+    shape = tuple(model_outputs(model, probes).shape[1:])
+    outputs = int(np.prod(shape))
+    classes = int(samples["label"].max()) + 1 if isinstance(recipe.task, ClassificationTask) else 1
+    wanted = "one output" if classes == 1 else "one output, or two," if classes == 2 else f"at least {classes} outputs"
+    if len(shape) > 1 or (outputs < classes and (outputs, classes) != (1, 2)) or (outputs > 1 and classes == 1):
+        raise OutputShapeError(
+            f"The model gives each sample outputs of shape {shape}, but {recipe.task.kind} of this data needs {wanted} per sample; choose "
+            f"the model that the checkpoints belong to, or another task."
+        )
+    return outputs
+
+
+def cotangent_of(recipe: Recipe, outputs: int) -> Cotangent:
+    """Whose gradients the kernels hold products of."""
+    return recipe.task.kernel if isinstance(recipe.task, ClassificationTask) and outputs > 1 else "score"
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What the bytes of a run's blocks depend on, beside the samples."""
+
+    workspace: Workspace
+    recipe: Recipe
+    layers: Layers
+    cotangent: Cotangent
+    outputs: int
+
+    @property
+    def plugin(self) -> str | None:
+        """Digest of the file that builds the model, where it is a plugin's."""
+        model = self.recipe.model
+        return plugin_digest(plugins_of(self.workspace), model.name) if isinstance(model, PluginModel) else None
+
+    def group(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Everything that one checkpoint's blocks have in common; its digest is their folder's name."""
+        from tracin_core.engine import ENGINE_VERSION
+
+        engine = self.recipe.engine
+        return {
+            "weights": str(checkpoint["digest"]),
+            "model": self.recipe.model.model_dump(mode="json"),
+            "preprocessing": reader_of(self.workspace, self.recipe.data).preprocessing,
+            "layers": list(self.layers),
+            "cotangent": None if self.cotangent == "score" else self.cotangent,
+            "precondition": None,
+            "dtype": "float32",
+            "batch_size": engine.batch_size,
+            "threads": engine.threads,
+            "device": engine.device,
+            "engine": ENGINE_VERSION,
+            "torch": version("torch"),
+            **({} if self.outputs == 1 else {"outputs": self.outputs}),
+            **({} if self.plugin is None else {"plugin": self.plugin}),
+        }
+
+    def spec(self, manifest: Manifest, checkpoint: dict[str, Any], key: BlockKey) -> BlockSpec:
+        return BlockSpec(
+            root=str(self.workspace.root),
+            dataset=manifest.dataset,
+            checkpoint=str(checkpoint["digest"]),
+            key=key,
+            model=self.recipe.model,
+            engine=self.recipe.engine,
+            layers=self.layers,
+            cotangent=self.cotangent,
+            plugin=self.plugin,
+        )
+
+
+def compute_blocks(progress: Progress, blocks: Blocks, manifest: Manifest) -> None:
     """Every block of the run is on disk; only missing ones are computed.
 
     Raises:
@@ -299,20 +392,17 @@ def compute_blocks(progress: Progress, recipe: Recipe, manifest: Manifest, layer
     specs: list[BlockSpec] = []
     for checkpoint, keys in zip(manifest.checkpoints, per_checkpoint, strict=True):
         missing = workspace.store.missing(keys)
-        digest = str(checkpoint["digest"])
         if missing:
-            definition = group_definition(recipe, digest, manifest.layers)
-            workspace.store.describe_group(digest_of(definition), definition)
-        specs += [
-            BlockSpec(str(workspace.root), manifest.dataset, digest, key, recipe.model, recipe.engine, layers) for key in missing
-        ]
+            group = blocks.group(checkpoint)
+            workspace.store.describe_group(digest_of(group), group)
+        specs += [blocks.spec(manifest, checkpoint, key) for key in missing]
         progress.advance(0)
     progress.require_room(
         int(ROOM_FACTOR * sum(spec.key.bytes for spec in specs)), f"what is left of the run ({len(specs)} blocks)"
     )
     found = total - len(specs)
     failures: list[BlockFailure] = []
-    with closing(outcomes_of(progress, recipe.engine, specs, found)) as outcomes:
+    with closing(outcomes_of(progress, blocks.recipe.engine, specs, found)) as outcomes:
         for done, outcome in enumerate(outcomes, start=found + 1):
             if isinstance(outcome, BlockFailure):
                 failures.append(outcome)
@@ -409,65 +499,18 @@ def record_block(workspace: Workspace, receipt: Receipt) -> None:
         )
 
 
-def estimate(model: Any, inputs: Any, engine: EngineSection) -> str:
+def estimate(model: Any, inputs: Any, engine: EngineSection, outputs: int) -> str:
     """What the largest kernel block will take, in words, from the sizes that a few samples show."""
+    import torch
+
     from tracin_core.engine.kernel import memory_estimate
 
-    need = memory_estimate(model, inputs, batch_size=engine.batch_size)
+    cotangent = None if outputs == 1 else torch.ones(len(inputs), outputs, device=inputs.device)
+    need = memory_estimate(model, inputs, left_cotangent=cotangent, batch_size=engine.batch_size)
     return (
         f"estimate for a block of {len(inputs)} x {len(inputs)} samples: {need.total / 2**20:.0f} MiB "
         f"(gradients kept at once {need.gradients / 2**20:.0f} MiB), {need.differentiated} samples differentiated"
     )
-
-
-def group_definition(recipe: Recipe, weights: str, layers: tuple[str, ...]) -> dict[str, Any]:
-    """Everything that the bytes of one checkpoint's blocks depend on, beside the samples."""
-    from tracin_core.engine import ENGINE_VERSION
-
-    return {
-        "weights": weights,
-        "model": recipe.model.model_dump(mode="json"),
-        "preprocessing": PREPROCESSING,
-        "layers": list(layers),
-        "cotangent": None,
-        "precondition": None,
-        "dtype": "float32",
-        "batch_size": recipe.engine.batch_size,
-        "threads": recipe.engine.threads,
-        "device": recipe.engine.device,
-        "engine": ENGINE_VERSION,
-        "torch": version("torch"),
-    }
-
-
-def recorded_loss(task: RankingTask, checkpoints: list[dict[str, Any]]) -> PairLoss:
-    """The loss of the recipe where it says one, else the loss that the last checkpoint records.
-
-    Raises:
-        CheckpointError: neither says it; it is asked for, never guessed.
-    """
-    arguments = checkpoints[-1].get("arguments") or {}
-    name: Any = task.loss or RECORDED_LOSSES.get(str(arguments.get("loss_type", "")))
-    margin = task.margin if task.margin is not None else arguments.get("margin")
-    if name is None or margin is None:
-        raise CheckpointError(
-            f"'{checkpoints[-1]['source']}' records no {'loss' if name is None else 'margin'} (its args hold "
-            f"{', '.join(list(arguments)[:4]) or 'nothing'}); give the loss and the margin that the model was trained with."
-        )
-    given = {"ghm_bins": task.ghm_bins, "ghm_alpha": task.ghm_alpha, "ghm_batch": task.ghm_batch}
-    recorded = {
-        "ghm_bins": arguments.get("ghm_bins"),
-        "ghm_alpha": arguments.get("ghm_alpha"),
-        "ghm_batch": arguments.get("batch_size"),
-    }
-    settings: dict[str, Any] = {key: value if value is not None else recorded[key] for key, value in given.items()}
-    unsaid = [key for key, value in settings.items() if value is None]
-    if name.startswith("ghm") and unsaid:
-        raise CheckpointError(
-            f"'{checkpoints[-1]['source']}' was trained with {name} but records no {', '.join(unsaid)}, which decide its weights; "
-            f"give them in analysis.toml under [task]."
-        )
-    return PairLoss(name=name, margin=float(margin), **{key: value for key, value in settings.items() if value is not None})
 
 
 # ---- a training that goes on ------------------------------------------------------------------------------------------------
@@ -583,26 +626,51 @@ def supersede(progress: Progress, run_id: str, recipe: Recipe) -> None:
 
 def read_dataset(progress: Progress, recipe: Recipe) -> Dataset:
     """The samples with split and digest, their inputs, and the sealed chunks of each side; previews are on disk."""
-    folder = progress.workspace.root / "datasets" / dataset_key(recipe)
-    samples = list_recordings(recipe.data.root, recipe.data.material, recipe.data.frequency)
-    samples = stored_split(samples, recipe.split, folder, progress.say)
-    for side in ("train", "validation"):
+    workspace, task = progress.workspace, recipe.task
+    folder = workspace.root / "datasets" / dataset_key(recipe, plugins_of(workspace))
+    reader = reader_of(workspace, recipe.data)
+    samples = with_labels(reader.list(), task, classes=recipe.classes)
+    samples = stored_split(samples, recipe.split, folder, progress.say, task=task.kind)
+    for side in MEASURED if task.kind == "ranking" else ():
         require_classes(samples[samples["split"] == side])
     progress.step("samples", len(samples))
-    inputs = read_inputs(recipe.data.root, samples, progress=progress.advance)
+    inputs = reader.read(samples, progress=progress.advance)
     samples["digest"] = [sample_digest(array) for array in inputs]
     progress.step("previews", len(samples))
-    for row, (digest, path) in enumerate(zip(samples["digest"], samples["path"], strict=True)):
+    for row, digest in enumerate(samples["digest"]):
         stem = folder / "previews" / digest
-        if not stem.with_suffix(".wav").exists():
-            preview_png(inputs[row], stem.with_suffix(".png"))
-            preview_wav(recipe.data.root / path, stem.with_suffix(".wav"))
+        if not any(stem.with_suffix(kind).exists() for kind in (".png", ".wav", ".txt")):
+            reader.preview(samples.iloc[row], inputs[row], stem)
         progress.advance(row + 1)
-    chunks = sealed_chunks(samples, folder / f"chunks-{split_key(recipe.split)}.json")
+    labelled = isinstance(task, ClassificationTask) and task.kernel == "label_logit"
+    each = int(samples["label"].max()) + 1 if isinstance(task, ClassificationTask) and task.kernel == "outputs" else 1
+    size = max(CHUNK_SAMPLES // each, 1)
+    name = f"chunks-{split_key(recipe.split, task.kind)}{'' if each == 1 else f'-{size}'}.json"
+    chunks = sealed_chunks(samples, folder / name, labelled=labelled, size=size)
     place = {sample_id: row for row, sample_id in enumerate(samples["id"])}
-    for chunk in (*chunks["train"], *chunks["validation"]):
-        keep_inputs(folder, chunk, inputs[[place[sample_id] for sample_id in chunk.ids]])
+    for chunk in (chunk for side in MEASURED for chunk in chunks[side]):
+        rows = [place[sample_id] for sample_id in chunk.ids]
+        keep_inputs(folder, chunk, inputs[rows], samples["label"].to_numpy()[rows] if labelled else None)
     return samples, inputs, chunks
+
+
+def reader_of(workspace: Workspace, section: DataSection) -> Reader:
+    """What reads the recipe's data; a plugin's code runs here and nowhere before."""
+    if isinstance(section, PluginData):
+        from tracin_core.engine.plugins import PluginReader
+
+        return PluginReader(plugins_of(workspace), section)
+    return reader_for(section)
+
+
+def truth_of(recipe: Recipe) -> list[PlantedFault]:
+    """The faults that were planted in the data, where the file that says so lies beside them."""
+    place = recipe.data.place
+    return read_truth(place if place.is_dir() else place.parent)
+
+
+def plugins_of(workspace: Workspace) -> Path:
+    return workspace.root / "plugins"
 
 
 # ---- checkpoints ------------------------------------------------------------------------------------------------------------
@@ -632,25 +700,27 @@ def take_in(
 def inspect_files(progress: Progress, paths: list[Path], section: ModelSection) -> list[dict[str, Any] | CheckpointError]:
     """Each file taken in, or refused with its sentence; files that are as they were when they were taken in are not read again."""
     from tracin_core.engine.checkpoints import intake_folder
-    from tracin_core.engine.models import build_model
 
     progress.step("checkpoints", len(paths))
     store = progress.workspace.root / "checkpoints"
-    notes = {path: store / "known" / f"{identity_of(path, section)}.json" for path in paths}
+    known_as = partial(identity_of, section=section, plugins=plugins_of(progress.workspace))
+    notes = {path: store / "known" / f"{known_as(path)}.json" for path in paths}
     outcomes: dict[Path, dict[str, Any] | CheckpointError | None] = {path: known_checkpoint(note) for path, note in notes.items()}
     new = [path for path, outcome in outcomes.items() if outcome is None]
     found = len(paths) - len(new)
     progress.advance(found)
     if new:
-        taken = intake_folder(new, store, build_model(section), on_each=lambda done: progress.advance(found + done))
+        taken = intake_folder(
+            new, store, model_of(progress.workspace, section), on_each=lambda done: progress.advance(found + done)
+        )
         for path, outcome in zip(new, taken, strict=True):
             outcomes[path] = outcome if isinstance(outcome, CheckpointError) else outcome.to_dict()
-            if not isinstance(outcome, CheckpointError) and notes[path].stem == identity_of(path, section):
+            if not isinstance(outcome, CheckpointError) and notes[path].stem == known_as(path):
                 write_json(notes[path], outcome.to_dict())
     return [outcome for outcome in outcomes.values() if outcome is not None]
 
 
-def identity_of(path: Path, section: ModelSection) -> str:
+def identity_of(path: Path, section: ModelSection, plugins: Path) -> str:
     """Another one whenever the file was written to or replaced, and for other rules of taking it in: its time of change cannot be set."""
     from tracin_core.engine import ENGINE_VERSION
 
@@ -659,7 +729,8 @@ def identity_of(path: Path, section: ModelSection) -> str:
     except OSError:
         return "gone"
     facts = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, path.name]
-    return digest_of([facts, section.model_dump(mode="json"), ENGINE_VERSION, version("torch")])
+    plugin = [plugin_digest(plugins, section.name)] if isinstance(section, PluginModel) else []
+    return digest_of([facts, section.model_dump(mode="json"), ENGINE_VERSION, version("torch"), *plugin])
 
 
 def known_checkpoint(note: Path) -> dict[str, Any] | None:
@@ -674,6 +745,13 @@ def known_checkpoint(note: Path) -> dict[str, Any] | None:
     return checkpoint.to_dict() if whole else None
 
 
+def model_of(workspace: Workspace, section: ModelSection) -> Any:
+    """The recipe's network; a plugin's code runs here and nowhere before."""
+    from tracin_core.engine.models import build_model
+
+    return build_model(section, plugins_of(workspace))
+
+
 def load_checkpoint(model: Any, workspace: Workspace, checkpoint: dict[str, Any]) -> None:
     from tracin_core.engine.checkpoints import load_weights
 
@@ -684,7 +762,7 @@ def inspect(progress: Progress) -> dict[str, Any]:
     """One entry per file of the folder: what it is, or why it was refused."""
     request = progress.job.request
     paths = list_checkpoints(Path(request["folder"]), request["prefix"])
-    outcomes = inspect_files(progress, paths, RankerModel(layout=request["layout"]))
+    outcomes = inspect_files(progress, paths, MODEL_FORMS.validate_python(request["model"]))
     files = [
         {"file": path.name, "accepted": False, "reason": str(outcome)}
         if isinstance(outcome, CheckpointError)
@@ -698,26 +776,13 @@ def inspect(progress: Progress) -> dict[str, Any]:
 
 
 def demo(progress: Progress) -> dict[str, Any]:
-    """Simulated recordings with planted faults, a ranker trained on them, and its analysis."""
-    material, frequency = progress.job.request["material"], progress.job.request["frequency"]
-    name = f"SIMULATED_{material}_{frequency}"
-    root = progress.workspace.root / "recordings" / name
-    progress.step("recordings", 1)
-    if not (root / "truth.json").exists():
-        simulate_recordings(root, material=material, frequency=frequency, progress=progress.advance)
-    folder = progress.workspace.root / "trainings" / name
-    recipe = Recipe.from_dict(
-        {
-            "name": name.replace("_", " "),
-            "simulated": True,
-            "data": {"root": root, "material": material, "frequency": frequency},
-            "checkpoints": {"folder": folder},
-        }
-    )
+    """Data with planted faults, a model trained on them, and its analysis: simulated recordings, or real digits."""
+    recipe, training_settings = digits_demo(progress) if progress.job.request.get("digits") else recordings_demo(progress)
+    folder = recipe.checkpoints.folder
     if (folder / "training.json").exists():
         progress.skip("training")
     else:
-        train_once(progress, recipe, folder, {})
+        train_once(progress, recipe, folder, training_settings)
     run_id = progress.workspace.run_id(recipe)
     progress.set_run(run_id)
     if not progress.workspace.is_done(run_id):
@@ -726,8 +791,44 @@ def demo(progress: Progress) -> dict[str, Any]:
     return {"run_id": run_id, "training": read_json(folder / "training.json")}
 
 
-def train(progress: Progress) -> dict[str, Any]:
-    """A ranker is trained; its checkpoints are in the requested folder, and beside them the recipe that analyses them."""
+def recordings_demo(progress: Progress) -> tuple[Recipe, dict[str, Any]]:
+    """SIMULATED recordings are on disk; the recipe that ranks their angles, and the settings of its training."""
+    material, frequency = progress.job.request["material"], progress.job.request["frequency"]
+    name = f"SIMULATED_{material}_{frequency}"
+    root = progress.workspace.root / "recordings" / name
+    progress.step("recordings", 1)
+    if not (root / "truth.json").exists():
+        simulate_recordings(root, material=material, frequency=frequency, progress=progress.advance)
+    settings = {
+        "name": name.replace("_", " "),
+        "simulated": True,
+        "data": {"root": root, "material": material, "frequency": frequency},
+        "checkpoints": {"folder": progress.workspace.root / "trainings" / name},
+    }
+    return Recipe.from_dict(settings), {}
+
+
+def digits_demo(progress: Progress) -> tuple[Recipe, dict[str, Any]]:
+    """Real digits with some labels wrong on purpose are on disk; the recipe that tells them apart, and its training's settings."""
+    from tracin_core.data.demos import write_digits
+
+    root = progress.workspace.root / "recordings" / "MNIST_digits"
+    progress.step("recordings", 1)
+    if not (root / "truth.json").exists():
+        write_digits(root)
+    settings = {
+        "name": "MNIST digits, some mislabelled",
+        "model": {"kind": "cnn", "widths": [16, 32], "outputs": 10},
+        "data": {"kind": "arrays", "file": root / "digits.npz"},
+        "split": {"rule": "stratified", "train_fraction": 0.6},
+        "task": {"kind": "classification"},
+        "checkpoints": {"folder": progress.workspace.root / "trainings" / "MNIST_digits"},
+    }
+    return Recipe.from_dict(settings), {}
+
+
+def training(progress: Progress) -> dict[str, Any]:
+    """The recipe's model is trained; its checkpoints are in the requested folder, and beside them the recipe that analyses them."""
     request = progress.job.request
     folder = Path(request["folder"])
     train_once(progress, Recipe.from_dict(request["recipe"]), folder, request["settings"], request.get("exclusions"))
@@ -745,7 +846,7 @@ def train_once(
         settings: of the training, beside the recipe's task and model.
         exclusions: `file` (its name) and `lines` of an exclusion list.
     """
-    from tracin_core.engine.training import train_ranker
+    from tracin_core.engine.training import train
 
     use_threads(recipe.engine)
     samples, inputs, _ = read_dataset(progress, recipe)
@@ -753,13 +854,14 @@ def train_once(
     excluded = training_exclusions(listed["lines"], samples)
     told = {name: list(getattr(excluded, name)) for name in ("matched", "elsewhere", "unmatched")}
     progress.step("training", 1)
-    train_ranker(
+    train(
         inputs,
         samples,
         folder,
-        **recipe.task.model_dump(include={"loss", "margin", "ghm_bins", "ghm_alpha"}, exclude_none=True),
+        model=recipe.model,
+        task=recipe.task,
+        plugins=plugins_of(progress.workspace),
         **settings,
-        layout=recipe.model.layout,
         exclude_samples=excluded.samples,
         exclude_pairs=excluded.pairs,
         exclusion_list={"file": listed["file"], **told},
@@ -782,7 +884,7 @@ def to_tensor(array: Inputs, engine: EngineSection) -> Any:
 HANDLERS: Final[dict[str, tuple[Callable[[Progress], dict[str, Any]], dict[str, float]]]] = {
     "analysis": (analyse, {"samples": 1, "previews": 1, "checkpoints": 2, "health": 1, "kernels": 8}),
     "inspection": (inspect, {"checkpoints": 1}),
-    "training": (train, {"samples": 1, "previews": 1, "training": 20}),
+    "training": (training, {"samples": 1, "previews": 1, "training": 20}),
     "demo": (demo, {"recordings": 2, "samples": 1, "previews": 1, "training": 20, "checkpoints": 2, "health": 1, "kernels": 4}),
 }
 

@@ -22,6 +22,7 @@ SCALES: Final[tuple[Scale, ...]] = get_args(Scale)
 SIGNED_SCALES: Final[tuple[Scale, ...]] = ("asinh", "linear")
 
 BLUE, RED, GREY = "#5b8db8", "#d1495b", "#8a8f98"
+READABLE = 12  # columns of a grid that leave room for words in its cells
 INK: Final = "#14202b"  # on every colour of the two scales below, at least 4.5 : 1
 SEQUENTIAL: Final = [[0.0, "#eef5fb"], [1.0, "#6aa3cf"]]
 DIVERGING: Final = [
@@ -212,40 +213,52 @@ def histogram_figure(bins: Histogram, *, x: str, y: str, zeros: str, marks: dict
     return _finished(figure, height=340, bargap=0.0)
 
 
-def grid_figure(grid: pd.DataFrame, values: str, *, x: str, y: str, name: str, chosen: tuple[int, int] | None = None) -> go.Figure:
-    """One cell per pair of angles, with its value and its number of pairs; the chosen cell is framed.
+def grid_figure(grid: pd.DataFrame, values: str, *, x: str, y: str, name: str, chosen: tuple[Any, Any] | None = None) -> go.Figure:
+    """One cell per pair of angles, with its value and its number of pairs; the chosen cell is framed. Groups of samples stand in one row.
 
     A click in a heatmap tells nobody; an invisible square over each cell does, with the row of `grid` as `customdata` (see `clicked`).
 
     Args:
         grid: columns low, high, n and the one named by `values`.
     """
-    rows, columns = ({angle: place for place, angle in enumerate(sorted(set(grid[end])))} for end in ("low", "high"))
+    of_groups = grid["low"].equals(grid["high"])
+    grid = grid.assign(row="" if of_groups else grid["low"])
+    rows, columns = ({end: place for place, end in enumerate(in_order(grid[side]))} for side in ("row", "high"))
     shown, texts = np.full((len(rows), len(columns)), np.nan), np.full((len(rows), len(columns)), "", dtype=object)
     words = [f"{short(value)}<br>n = {n:,}" for n, value in zip(grid["n"], grid[values], strict=True)]
-    for low, high, value, text in zip(grid["low"], grid["high"], grid[values], words, strict=True):
-        shown[rows[low], columns[high]] = value
-        texts[rows[low], columns[high]] = text
+    for row, high, value, text in zip(grid["row"], grid["high"], grid[values], words, strict=True):
+        shown[rows[row], columns[high]] = value
+        texts[rows[row], columns[high]] = text if len(columns) <= READABLE else ""
     figure = go.Figure(
         go.Heatmap(
-            z=shown, x=[f"{angle}°" for angle in columns], y=[f"{angle}°" for angle in rows], text=texts, texttemplate="%{text}",
+            z=shown, x=[marked(end) for end in columns], y=[marked(end) for end in rows], text=texts, texttemplate="%{text}",
             textfont={"color": INK, "size": 12}, hoverinfo="skip", xgap=2, ygap=2,
             colorbar={"title": {"text": name}, "thickness": 12}, **_colours(grid[values]),
         )
     )  # fmt: skip
     figure.add_scatter(
-        x=[f"{angle}°" for angle in grid["high"]], y=[f"{angle}°" for angle in grid["low"]], mode="markers",
+        x=[marked(end) for end in grid["high"]], y=[marked(end) for end in grid["row"]], mode="markers",
         marker={"symbol": "square", "size": 44, "opacity": 0}, customdata=list(range(len(grid))), text=words,
         hovertemplate="%{y} – %{x}: %{text}<extra></extra>", showlegend=False,
     )  # fmt: skip
-    if chosen is not None and chosen[0] in rows and chosen[1] in columns:
-        row, column = rows[chosen[0]], columns[chosen[1]]
+    if chosen is not None and (of_groups or chosen[0] in rows) and chosen[1] in columns:
+        row, column = 0 if of_groups else rows[chosen[0]], columns[chosen[1]]
         figure.add_shape(
             type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, line={"color": "#e9a23b", "width": 4}
         )
     figure.update_xaxes(type="category", title_text=x, side="top", showgrid=False, fixedrange=True)
-    figure.update_yaxes(type="category", title_text=y, autorange="reversed", showgrid=False, fixedrange=True)
-    return _finished(figure, height=440)
+    figure.update_yaxes(type="category", title_text="" if of_groups else y, autorange="reversed", showgrid=False, fixedrange=True)
+    return _finished(figure, height=200 if of_groups else 440)
+
+
+def in_order(ends: pd.Series) -> list[Any]:
+    """The rows or columns of a grid: angles ascending, names as they come."""
+    return sorted(set(ends)) if pd.api.types.is_numeric_dtype(ends) else list(dict.fromkeys(ends))
+
+
+def marked(end: Any) -> str:
+    """An angle in degrees, or a name."""
+    return end if isinstance(end, str) else f"{end:g}°"
 
 
 def clicked(selection: Any) -> int | None:

@@ -1,24 +1,22 @@
-"""Pieces of the compute page: what to analyse, what the files are, the start, and the jobs."""
+"""Pieces of the compute page: what the checkpoint files are, the start, and the jobs."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import pandas as pd
 import streamlit as st
 
-from pages.shared import frame, session, widgets
+from pages.shared import choosing, frame, session, widgets
 from pages.shared.i18n import t
 from pages.shared.session import plain
-from tracin_core.data.readers import find_recordings
-from tracin_core.recipe import LossName, Recipe
+from tracin_core.errors import RecipeError
+from tracin_core.recipe import MODEL_FORMS, Recipe
 from tracin_core.records.jobs import Job
 
-LAYOUTS: Final = ("small", "large")
-RULES: Final = ("sequence", "random")
-RECORDED: Final = "recorded"
 SHOWN_JOBS: Final = 8
+RECIPE: Final = "analysis.toml"  # beside the checkpoints of this product's own training
 FILE_COLUMNS: Final = (
     "file",
     "accepted",
@@ -33,67 +31,28 @@ FILE_COLUMNS: Final = (
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """A folder of checkpoints as chosen."""
+    """A folder of checkpoints as chosen, and the network they belong to."""
 
     folder: Path
     prefix: str
-    layout: str
+    model: dict[str, Any]
 
     @property
-    def request(self) -> dict[str, str]:
-        return {"folder": str(self.folder), "prefix": self.prefix, "layout": self.layout}
+    def request(self) -> dict[str, Any]:
+        model = MODEL_FORMS.validate_python(self.model)
+        return {"folder": str(self.folder), "prefix": self.prefix, "model": model.model_dump(mode="json")}
 
 
-# ---- what to analyse ------------------------------------------------------------------------------------------------------------
-
-
-@st.cache_data(ttl=5, show_spinner=False)
-def folders(path: str, kind: str) -> list[str]:
-    """Ids of the folders of one kind under the allowed roots; looked for again after a few seconds."""
-    place = session.workspace()
-    return place.checkpoint_folders() if kind == "checkpoints" else place.recording_folders()
-
-
-def choose_folder(kind: str, *, key: str) -> Path | None:
-    """A folder that the server may read; None where there is none, with what to do about it."""
-    known = folders(session.workspace_path(), kind)
-    if not known:
-        widgets.nothing_matches(t(f"compute.no_{kind}", roots=", ".join(session.workspace().roots)))
-        return None
-    chosen = st.selectbox(
-        t(f"compute.{kind}.folder"), known, help=t("compute.roots.help"), **session.linked(key, known[0], valid=known)
-    )
-    return session.workspace().resolve(str(chosen))
-
-
-def choose_checkpoints() -> Checkpoints | None:
+def choose_checkpoints(data: choosing.Data | None, task: str) -> Checkpoints | None:
     """Folder, prefix of the file names, and the network they belong to."""
-    folder = choose_folder("checkpoints", key="folder")
+    folder = choosing.choose_place("checkpoints", key="folder")
     if folder is None:
         return None
-    with st.container(horizontal=True):
-        prefix = st.text_input(
-            t("compute.prefix"), help=t("compute.prefix.help"), width=200, **session.linked("prefix", "model_epoch_")
-        )
-        layout = widgets.choose_code("layout", LAYOUTS, key="layout")
-    return Checkpoints(folder, prefix, layout)
-
-
-def choose_recordings() -> dict[str, Any] | None:
-    """Root, material and frequency, from those that the folder holds, and how many takes of how many angles it has of them."""
-    root = choose_folder("recordings", key="data")
-    if root is None:
-        return None
-    found = find_recordings(root)
-    if found.empty:
-        widgets.nothing_matches(t("compute.no_layout"))
-        return None
-    kinds = {f"{material} {frequency}": part for (material, frequency), part in found.groupby(["material", "frequency"])}
-    kind = st.selectbox(t("compute.kind"), list(kinds), **session.linked("kind", next(iter(kinds)), valid=kinds))
-    part = kinds[str(kind)]
-    takes = int(part["sequence"].nunique())
-    st.markdown(t("compute.found", n=len(part), angles=int(part["angle"].nunique()), takes=takes))
-    return {"root": root, "material": part["material"].iloc[0], "frequency": part["frequency"].iloc[0], "takes": takes}
+    prefix = st.text_input(
+        t("compute.prefix"), help=t("compute.prefix.help"), width=200, **session.linked("prefix", "model_epoch_")
+    )
+    model = None if data is None else choosing.choose_model(data, task)
+    return None if model is None else Checkpoints(folder, prefix, model)
 
 
 # ---- what the files are ---------------------------------------------------------------------------------------------------------
@@ -102,7 +61,8 @@ def choose_recordings() -> dict[str, Any] | None:
 def inspection(checkpoints: Checkpoints) -> None:
     """Looks into the files on request; shows what the newest look found."""
     if st.button(t("compute.inspect"), icon=":material/search:", help=t("compute.inspect.help"), key="inspect"):
-        session.workspace().start_inspection(checkpoints.folder, checkpoints.prefix, checkpoints.layout)
+        model = MODEL_FORMS.validate_python(checkpoints.model)
+        session.workspace().start_inspection(checkpoints.folder, checkpoints.prefix, model)
         st.rerun()
     looks = [job for job in session.workspace().jobs(limit=50) if job.kind == "inspection" and job.request == checkpoints.request]
     if looks and looks[0].result:
@@ -124,61 +84,69 @@ def files_found(files: pd.DataFrame) -> None:
 # ---- start ----------------------------------------------------------------------------------------------------------------------
 
 
-def start(checkpoints: Checkpoints, data: dict[str, Any]) -> None:
-    """Loss, split and name, each with what it defaults to; the button starts the analysis in the background."""
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        names = [RECORDED, *get_args(LossName)]
-        loss = st.selectbox(
-            t("compute.loss"), names, format_func=loss_label, width=260, **session.linked("loss", RECORDED, valid=names)
-        )
-        margin = st.number_input(t("compute.margin"), min_value=0.0, value=None, placeholder=t("compute.loss.recorded"), width=220)
-        told = [
-            checkpoints.folder.name,
-            *([loss] if loss != RECORDED else []),
-            *([f"margin {margin:g}"] if margin is not None else []),
-        ]
-        name = st.text_input(
-            t("compute.name"), " ".join(told), width=300, key=f"name.{told}"
-        )  # the default follows what was chosen
-    split = choose_split(data["takes"])
+def start(checkpoints: Checkpoints, data: choosing.Data, task: dict[str, Any]) -> None:
+    """Split and name, each with what it defaults to; the button starts the analysis in the background."""
+    told = [checkpoints.folder.name, *(f"{name} {value}" for name, value in task.items() if value and name in ("loss", "margin"))]
+    name = st.text_input(t("compute.name"), " ".join(told), width=300, key=f"name.{told}")  # the default follows what was chosen
+    split = choosing.choose_split(data)
     if not st.button(t("compute.go"), type="primary", icon=":material/play_arrow:", key="start"):
         return
     settings = {
         "name": name,
-        "model": {"layout": checkpoints.layout},
-        "data": {key: data[key] for key in ("root", "material", "frequency")},
+        "model": checkpoints.model,
+        "data": data.section,
         "split": split,
-        "task": {"loss": None if loss == RECORDED else loss, "margin": margin},
+        "task": task,
         "checkpoints": {"folder": checkpoints.folder, "prefix": checkpoints.prefix},
     }
-    started = session.workspace().compute(Recipe.from_dict(settings), wait=False)
+    begin(Recipe.from_dict(settings))
+
+
+def begin(recipe: Recipe) -> None:
+    """The analysis is on its way, or was there already."""
+    started = session.workspace().compute(recipe, wait=False)
     if isinstance(started, Job):
         st.rerun()
     st.success(t("compute.cached"), icon=":material/bolt:")
     frame.page_link("overview", t("job.open"), icon=":material/arrow_forward:", run=started.id)
 
 
-def loss_label(loss: str) -> str:
-    return t("compute.loss.recorded") if loss == RECORDED else loss
+def offer_recipe() -> None:
+    """Folders that a training wrote with its recipe are analysed by it at one click."""
+    place = session.workspace()
+    known = [
+        folder for folder in choosing.places(session.workspace_path(), "checkpoints") if (place.resolve(folder) / RECIPE).is_file()
+    ]
+    if not known:
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        chosen = st.selectbox(t("compute.recipe"), known, width=420, help=t("compute.recipe.help"), key="recipe")
+        if st.button(t("compute.recipe.go"), icon=":material/play_arrow:", key="start_recipe"):
+            begin(allowed(Recipe.from_toml(place.resolve(str(chosen)) / RECIPE)))
 
 
-def choose_split(takes: int) -> dict[str, Any]:
-    """How samples are divided; by takes, about half of them train."""
-    with st.container(horizontal=True):
-        rule = widgets.choose_code("split", RULES, key="split")
-        if rule == "random":
-            st.markdown(t("compute.split.random"))
-            return {"rule": rule}
-        train, validation = max(takes // 2, 1), max(takes // 5, 1)
-        counts = {"train": train, "validation": validation, "test": max(takes - train - validation, 0)}
-        # one set of fields per number of takes: their defaults follow it
-        sides = {
-            side: st.number_input(
-                t(f"compute.split.{side}"), 0 if side == "test" else 1, value=count, width=150, key=f"{side}.{takes}"
-            )
-            for side, count in counts.items()
-        }
-    return {"rule": rule, **sides}
+def allowed(recipe: Recipe) -> Recipe:
+    """The recipe, if all that it names may be read by whoever uses this server, and it computes here.
+
+    Raises:
+        OutsideRootsError: it names a file or folder outside the roots.
+        RecipeError: it asks for a cluster, which only whoever runs the server may.
+    """
+    place = session.workspace()
+    ids = (recipe.split.train_ids, recipe.split.validation_ids, recipe.split.test_ids)
+    named = [
+        recipe.checkpoints.folder,
+        *(path for path in ids if path),
+        *([recipe.data.place] if recipe.data.kind != "plugin" else []),
+    ]
+    for path in named:
+        place.folder_id(path)
+    if recipe.engine.executor != "local":
+        raise RecipeError(
+            f"The recipe '{recipe.name}' asks for a cluster ({recipe.engine.executor}), which a browser cannot; start it on the command "
+            f"line with compute-influence --recipe."
+        )
+    return recipe
 
 
 # ---- jobs -----------------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def choose_rule(view: View) -> tuple[PairMode, int, int | None]:
     """Pair mode, minimum occurrences and the cap (None: no cap), each tied to the address."""
     tests = len(view.test_pairs)
     with st.container(horizontal=True, gap="large"):
-        mode = widgets.choose_code("mode", MODES, key="mode")
+        mode = widgets.choose_code("mode", MODES, key="mode") if view.train.noun == "pair" else "sample"
         occurrences = session.linked("m", min(3, tests), valid=range(1, tests + 1))
         st.number_input(t("threshold.occurrences"), 1, tests, help=t("threshold.occurrences.help"), width=190, **occurrences)
         most = session.linked("most", 50, valid=lambda count: count >= 0)
@@ -87,7 +87,9 @@ def guard_rails(chosen: pd.DataFrame, share: float, lost: pd.DataFrame) -> list[
     said = [t("guard.much", share=f"{share:.0%}")] if share > MUCH else []
     halved = lost[lost["mean"] > HALF].sort_values("mean", ascending=False)
     if len(halved):
-        cells = ", ".join(f"{row['low']:.0f}° – {row['high']:.0f}° ({row['mean']:.0%})" for _, row in halved.head(3).iterrows())
+        cells = ", ".join(
+            f"{plain(widgets.cell_label(row['low'], row['high']))} ({row['mean']:.0%})" for _, row in halved.head(3).iterrows()
+        )
         said.append(t("guard.angles", n=len(halved), cells=cells))
     return said
 

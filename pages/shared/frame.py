@@ -10,7 +10,7 @@ import streamlit as st
 from streamlit.navigation.page import Page
 
 from pages.shared import session, widgets
-from pages.shared.i18n import LANGUAGES, preferred, t
+from pages.shared.i18n import LANGUAGES, preferred, speak_of, t
 from pages.shared.session import plain
 from tracin_core.errors import TracInError
 from tracin_core.records.runs import Run
@@ -64,9 +64,10 @@ def page(title: str, **values: Any) -> Iterator[None]:
         title: a text key.
         values: what the text's placeholders stand for.
     """
+    run = run_in_view()
+    speak_of("pair" if run is None else run.noun)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.header(t(title, **values), width="content")
-        run = run_in_view()
         if run is not None and run.simulated:
             st.badge(t("run.simulated"), icon=":material/science:", color="orange", help=t("run.simulated.help"))
     if run is not None:
@@ -99,11 +100,10 @@ def provenance(run: Run) -> str:
     return " · ".join(
         [
             f"**{plain(run.name)}**",
-            plain(run.recipe.data.material),
-            plain(run.recipe.data.frequency),
+            plain(run.recipe.data.title),
             plain(run.loss.describe()),
             t("run.checkpoints", n=len(run.summed_epochs)),
-            t("run.pairs", train=len(run.train_pairs), test=len(run.test_pairs)),
+            t("run.pairs", train=run.counts[0], test=run.counts[1]),
             f"`{run.digest[:8]}`",
         ]
     )
@@ -159,5 +159,8 @@ def nothing_yet() -> None:
         with st.container(horizontal=True):
             if st.button(t("empty.demo"), type="primary", icon=":material/science:", key="start_demo"):
                 session.workspace().start_demo()
+                st.rerun()
+            if st.button(t("empty.digits"), icon=":material/photo_library:", key="start_digits", help=t("empty.digits.help")):
+                session.workspace().start_digits_demo()
                 st.rerun()
             page_link("compute", t("empty.compute"), icon=":material/play_circle:")

@@ -1,9 +1,14 @@
-"""What the web server does besides running pages: headers, routes for monitoring, and the last word on errors."""
+"""What the web server does besides running pages: headers, the gate, routes for monitoring, and the last word on errors."""
 
+import base64
+import hashlib
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Final
 
+import streamlit
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -11,16 +16,51 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pages.shared import session, widgets
+from pages.shared import access, session, widgets
+from tracin_core.errors import TracInError
 from tracin_core.records.workspace import readiness
 
 # Not beside a folder named `pages`: Streamlit would run a deep link's page alone, without this script (docs/decisions/0001-asgi.md).
 SCRIPT: Final = Path(__file__).with_name("router.py")
+SHELL: Final = Path(streamlit.__file__).parent / "static" / "index.html"
+
+
+def policy() -> str:
+    """The content security policy: nothing from outside, and of scripts written into a page only those of Streamlit's own shell.
+
+    Scripts may also be `blob:`, because that is how Streamlit runs a component's script; only a script that runs already can make one.
+    Styles may be written into the page: Streamlit's and plotly's scripts make theirs while they run, so that no list of them can be known.
+    With fonts, pictures and connections from here alone, a style has nobody to tell what it sees. Fonts are `data:` in Streamlit's sheets,
+    pictures `data:` in its tables and `blob:` where plotly saves a chart.
+    """
+    inline = re.findall(r"<script>(.*?)</script>", SHELL.read_text(encoding="utf-8"), re.DOTALL)
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in inline]
+    rules = {
+        "default-src": ["'self'"],
+        "script-src": ["'self'", "blob:", *hashes],
+        "style-src": ["'self'", "'unsafe-inline'"],
+        "img-src": ["'self'", "data:", "blob:"],
+        "media-src": ["'self'"],
+        "font-src": ["'self'", "data:"],
+        "connect-src": ["'self'"],
+        "worker-src": ["'self'"],
+        "frame-src": ["'none'"],
+        "object-src": ["'none'"],
+        "base-uri": ["'none'"],
+        "form-action": ["'self'"],
+        "frame-ancestors": ["'none'"],
+    }
+    return "; ".join(" ".join([name, *sources]) for name, sources in rules.items())
+
 
 HEADERS: Final = {
+    "Content-Security-Policy": policy(),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Referrer-Policy": "same-origin",  # not no-referrer: a form's Origin would then be null, and look foreign
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
 }
 
 
@@ -37,6 +77,15 @@ class SecurityHeaders:
             await send(message)
 
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
+def require_safety() -> None:
+    """The server starts only where it may: an open door, or a limit that cannot be read, ends it with one sentence."""
+    try:
+        access.require_control()
+    except TracInError as failure:
+        print(f"Error: {failure}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def healthz(request: Request) -> JSONResponse:
@@ -60,5 +109,5 @@ def show_error(failure: Exception) -> bool:
     return True
 
 
-ROUTES: Final[list[BaseRoute]] = [Route("/healthz", healthz), Route("/readyz", readyz)]
-MIDDLEWARE: Final = [Middleware(SecurityHeaders)]
+ROUTES: Final[list[BaseRoute]] = [Route("/healthz", healthz), Route("/readyz", readyz), *access.ROUTES]
+MIDDLEWARE: Final = [Middleware(SecurityHeaders), Middleware(access.Gate)]

@@ -21,6 +21,7 @@ from tracin_core.errors import JobFailedError, TracInError
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
 from tracin_core.scores.influence import top_share
+from tracin_core.scores.rollups import influence_grid
 from tracin_core.scores.view import View
 
 log = logging.getLogger(__name__)
@@ -79,13 +80,15 @@ def duration(seconds: float) -> str:
 def key_figures(run: Run, view: View) -> None:
     """Five numbers that say whether the run is sound."""
     own = view.self_influence()
-    accuracy = run.checkpoints["validation_accuracy"].iloc[-1]
+    last = run.checkpoints.iloc[-1]
+    quality = "validation_loss" if run.task == "regression" else "validation_accuracy"
+    told = "–" if pd.isna(last[quality]) else f"{last[quality]:.4g}" if quality == "validation_loss" else f"{last[quality]:.1%}"
     figures = {
         "pairs": f"{len(view.train_pairs):,}",
         "tests": t("figure.tests.value", live=int((~view.dead_tests).sum()), total=len(view.test_pairs)),
         "zeros": f"{np.mean(own == 0):.1%}",
         "top_share": f"{top_share(own):.0%}",
-        "accuracy": "–" if pd.isna(accuracy) else f"{accuracy:.1%}",
+        quality.removeprefix("validation_"): told,
     }
     cards("figure", figures)
 
@@ -112,11 +115,11 @@ def health(run: Run) -> None:
 
 
 def planted_faults(run: Run, ranked: pd.DataFrame) -> None:
-    """For simulated recordings: which faults were planted, and how many of the first pairs touch one. Nothing for real ones."""
+    """Where faults were planted in the data: which, and how many of the first examples touch one. Nothing where none were."""
     if not run.truth:
         return
     wrong = {fault["sample"] for fault in run.truth if fault["kind"] == "wrong_label"}
-    touching = ranked["id1"].isin(wrong) | ranked["id2"].isin(wrong)
+    touching = ranked[[end for end in ("id1", "id2") if end in ranked] or ["id"]].isin(wrong).any(axis=1)
     first = touching.head(50)
     with st.expander(t("truth.title"), icon=":material/science:"):
         st.markdown(t("truth.found", found=int(first.sum()), first=len(first), samples=len(wrong), share=f"{touching.mean():.0%}"))
@@ -174,7 +177,7 @@ def grid(cells: pd.DataFrame, figure: go.Figure, *, key: str, alt: str) -> None:
     def choose_clicked() -> None:
         row = charts.clicked(st.session_state[f"{key}.grid"])
         if row is not None:
-            cell = cell_name(int(cells["low"].iloc[row]), int(cells["high"].iloc[row]))
+            cell = cell_name(cells["low"].iloc[row], cells["high"].iloc[row])
             session.choose(key, "" if st.session_state.get(key) == cell else cell)
 
     st.plotly_chart(
@@ -182,9 +185,14 @@ def grid(cells: pd.DataFrame, figure: go.Figure, *, key: str, alt: str) -> None:
     )
 
 
-def cell_name(low: int, high: int) -> str:
-    """A cell of the grid in the address."""
-    return f"{low}-{high}"
+def cell_name(low: Any, high: Any) -> str:
+    """A cell of the grid in the address: two angles, or a group of samples."""
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def cell_label(low: Any, high: Any) -> str:
+    """A cell of the grid in words."""
+    return str(low) if low == high else f"{int(low)}° – {int(high)}°"
 
 
 def spread_in_words(values: charts.Array) -> str:
@@ -197,8 +205,17 @@ def spread_in_words(values: charts.Array) -> str:
 def grid_in_words(cells: pd.DataFrame, statistic: str) -> str:
     """A grid's takeaway: its lowest and highest cell."""
     low, high = cells.loc[cells[statistic].idxmin()], cells.loc[cells[statistic].idxmax()]
-    told = [f"{int(cell['low'])}° – {int(cell['high'])}° ({charts.short(cell[statistic])})" for cell in (low, high)]
+    told = [f"{plain(cell_label(cell['low'], cell['high']))} ({charts.short(cell[statistic])})" for cell in (low, high)]
     return t("grid.words", lowest=told[0], highest=told[1])
+
+
+def group_matrix(view: View) -> None:
+    """Which groups of training samples help or harm which groups of test samples, in the mean."""
+    st.subheader(t("groups.matrix"))
+    found = influence_grid(view, by="group", ends="first").rename(columns={"train_group": "low", "test_group": "high"})
+    cells = found.astype({"low": str, "high": str})
+    figure = charts.grid_figure(cells, "mean", x=t("groups.test"), y=t("groups.train"), name=t("statistic.mean"))
+    chart(figure, key="groups.matrix", alt=t("groups.matrix"))
 
 
 def quantile_table(quantiles: dict[float, float]) -> None:
@@ -211,7 +228,7 @@ def ranked(examples: pd.DataFrame, *, key: str) -> None:
     if examples.empty:
         nothing_matches(t("ranked.none"))
         return
-    named = examples.assign(name=[pair_label(pair) for _, pair in examples.iterrows()])
+    named = examples.assign(name=[example_label(example) for _, example in examples.iterrows()])
     first = named.iloc[0]
     alt = t("ranked.words", n=len(named), name=first["name"], value=charts.short(first["influence"]))
     chart(charts.ranked_figure(named, "influence", "name", x=t("score.influence")), key=key, alt=alt)
@@ -220,10 +237,19 @@ def ranked(examples: pd.DataFrame, *, key: str) -> None:
 # ---- examples -------------------------------------------------------------------------------------------------------------------
 
 
-def pair_label(pair: pd.Series) -> str:
-    """A pair in words: `0° < 36° · 03, 07`."""
-    takes = f"{take(pair['id1'])}, {take(pair['id2'])}"
-    return t("pair.label", angle1=int(pair["angle1"]), angle2=int(pair["angle2"]), takes=takes)
+def example_label(example: pd.Series) -> str:
+    """A pair in words: `0° – 36° · takes 03, 07`; or a sample: `7 · digit_0123`."""
+    if "id1" in example:
+        takes = f"{take(example['id1'])}, {take(example['id2'])}"
+        return t("pair.label", angle1=f"{example['angle1']:g}", angle2=f"{example['angle2']:g}", takes=takes)
+    return f"{sample_target(example)} · {example['id']}"
+
+
+def sample_target(sample: pd.Series) -> str:
+    """What a sample is, or should be: the name of its label, or its number."""
+    if "label_name" in sample:
+        return str(sample["label_name"])
+    return f"{sample['target']:.4g}" if "target" in sample else str(sample["label"])
 
 
 def take(sample_id: str) -> str:
@@ -231,31 +257,29 @@ def take(sample_id: str) -> str:
     return sample_id.rpartition("_")[2]
 
 
-def choose_pair(pairs: pd.DataFrame, *, dead: npt.NDArray[np.bool_], key: str, label: str) -> str:
-    """The id of the pair chosen, by its angles and takes, the dead ones last and marked; tied to the address."""
+def choose_test(tests: pd.DataFrame, *, dead: npt.NDArray[np.bool_], key: str, label: str) -> str:
+    """The id of the test chosen, by what names it, the dead ones last and marked; tied to the address."""
     order = np.argsort(dead, kind="stable")
     marks = {True: t("pair.dead"), False: ""}
-    names = {str(pairs["id"].iloc[row]): pair_label(pairs.iloc[row]) + marks[bool(dead[row])] for row in order}
+    names = {str(tests["id"].iloc[row]): example_label(tests.iloc[row]) + marks[bool(dead[row])] for row in order}
     picker = session.linked(key, next(iter(names)), valid=names)
     return str(st.selectbox(label, list(names), format_func=names.__getitem__, **picker))
 
 
-def choose_cell(grid: pd.DataFrame, *, key: str, label: str) -> tuple[int, int] | None:
-    """The two angles chosen, or None for all of them; the keyboard's way to what a click in the grid does.
+def choose_cell(grid: pd.DataFrame, *, key: str, label: str) -> tuple[Any, Any] | None:
+    """The cell chosen, by its low and high, or None for all of them; the keyboard's way to what a click in the grid does.
 
     Args:
         grid: as `View.angle_grid` gives it.
-        key: holds "" or "<low>-<high>".
+        key: holds "" or the cell's name.
     """
-    cells = ["", *(cell_name(low, high) for low, high in zip(grid["low"], grid["high"], strict=True))]
-    name = {cell: cell.replace("-", "° – ") + "°" for cell in cells if cell}
+    ends = {cell_name(low, high): (low, high) for low, high in zip(grid["low"], grid["high"], strict=True)}
+    cells = ["", *ends]
+    name = {cell: cell_label(*of_cell) for cell, of_cell in ends.items()}
     chosen = st.selectbox(
         label, cells, format_func=lambda cell: name.get(cell, t("cell.all")), **session.linked(key, "", valid=cells)
     )
-    if not chosen:
-        return None
-    low, high = chosen.split("-")
-    return int(low), int(high)
+    return ends.get(str(chosen))
 
 
 def score_columns(score: str, *, percentile: bool = True) -> dict[str, Any]:
@@ -287,13 +311,13 @@ def explore(
     total: int | None = None,
     sounds: bool = True,
 ) -> str | None:
-    """A gallery, and below it the card of the row selected, else of the first; gives back that pair's id."""
+    """A gallery, and below it the card of the row selected, else of the first; gives back that example's id."""
     picked = gallery(run, examples, key=key, columns=columns, rows=rows, total=total, sounds=sounds)
     if examples.empty:
         return None
-    pair = examples.iloc[0] if picked is None else examples[examples["id"] == picked].iloc[0]
-    pair_card(run, pair)
-    return str(pair["id"])
+    example = examples.iloc[0] if picked is None else examples[examples["id"] == picked].iloc[0]
+    example_card(run, example)
+    return str(example["id"])
 
 
 def gallery(
@@ -306,10 +330,11 @@ def gallery(
     total: int | None = None,
     sounds: bool = True,
 ) -> str | None:
-    """A table of examples with both spectrograms and players; gives back the id of the selected row.
+    """A table of examples with what there is to see and hear of them; gives back the id of the selected row.
 
     Args:
-        examples: columns id, id1, id2, and those named in `columns`, best first; the first `rows` are shown, and said to be.
+        examples: columns id, those that name an example, and those named in `columns`, best first; the first `rows` are shown, and
+            said to be.
         columns: column -> `st.column_config` or label, in the order shown.
         total: how many there are, where `examples` holds only the first of them.
         sounds: False where there is little room; the card below has the players.
@@ -318,60 +343,87 @@ def gallery(
     if shown.empty:
         nothing_matches(t("gallery.empty"))
         return None
-    table = pd.DataFrame({"id": shown["id"]})
-    for side in ("1", "2"):
-        ends = zip(shown[f"angle{side}"], shown[f"id{side}"], strict=True)
-        table[f"angle{side}"] = [f"{int(angle)}° · {take(sample)}" for angle, sample in ends]
-        table[f"picture{side}"] = [data_url(run, sample)[0] for sample in shown[f"id{side}"]]
-        table[f"sound{side}"] = [data_url(run, sample)[1] for sample in shown[f"id{side}"]]
+    table, parts = pd.DataFrame({"id": shown["id"]}), {}
+    for side in ("1", "2") if "id1" in shown else ("",):
+        samples = shown[f"id{side}"]
+        told = [side_label(example, side) for _, example in shown.iterrows()]
+        previews = [data_url(run, sample) for sample in samples]
+        table[f"what{side}"] = told
+        parts[f"what{side}"] = t("pair.side", side=side)
+        for name, column, values in zip(
+            ("picture", "sound"), (picture_column(), sound_column()), zip(*previews, strict=True), strict=True
+        ):
+            if any(values) and (sounds or name != "sound"):
+                table[f"{name}{side}"] = values
+                parts[f"{name}{side}"] = column
     table = table.join(shown[list(columns)])
-    parts = ("angle", "picture", "sound") if sounds else ("angle", "picture")
+    with_pictures = any(name.startswith("picture") for name in parts)
+    height = 72 if with_pictures else 38
     selection = st.dataframe(
         table,
         key=key,
         hide_index=True,
-        row_height=72,
-        height=min(36 + 72 * len(table), 540),
-        column_order=[*columns, *(f"{name}{side}" for side in "12" for name in parts)],
-        column_config={
-            **{f"angle{side}": t("pair.side", side=side) for side in "12"},
-            **{f"picture{side}": st.column_config.ImageColumn(t("spectrogram"), width="small") for side in "12"},
-            **{f"sound{side}": st.column_config.AudioColumn(t("sound"), width="small") for side in "12"},
-            **columns,
-        },
+        row_height=height,
+        height=min(36 + height * len(table), 540),
+        column_order=[*columns, *parts],
+        column_config={**parts, **columns},
         on_select="rerun",
         selection_mode="single-row",
     )
     told = t("gallery.shown", shown=len(shown), total=len(examples) if total is None else total) + (
-        f" {t('gallery.play')}" if sounds else ""
+        f" {t('gallery.play')}" if any(name.startswith("sound") for name in parts) else ""
     )
     st.markdown(f":small[{told}]")
     picked = selection["selection"]["rows"]
     return str(table["id"].iloc[picked[0]]) if picked and picked[0] < len(table) else None
 
 
-def pair_card(run: Run, pair: pd.Series) -> None:
-    """Both recordings of a pair, side by side: name, angle, spectrogram, player."""
+def side_label(example: pd.Series, side: str) -> str:
+    """One side of a pair, or the sample itself, in a few words."""
+    if side:
+        return f"{example[f'angle{side}']:g}° · {take(example[f'id{side}'])}"
+    return example_label(example)
+
+
+def picture_column() -> Any:
+    return st.column_config.ImageColumn(t("spectrogram"), width="small")
+
+
+def sound_column() -> Any:
+    return st.column_config.AudioColumn(t("sound"), width="small")
+
+
+def example_card(run: Run, example: pd.Series) -> None:
+    """Both samples of a pair side by side, or the sample: what it is, its name, and what there is to see and hear of it."""
+    if "id1" not in example:
+        with st.container(border=True):
+            st.markdown(f"**{plain(sample_target(example))}** · {plain(str(example['id']))}")
+            sample_player(run, str(example["id"]))
+        return
     for side, column in zip("12", st.columns(2), strict=True):
         with column, st.container(border=True):
-            sample = str(pair[f"id{side}"])
-            st.markdown(f"**{int(pair[f'angle{side}'])}°** · {plain(sample)}")
+            sample = str(example[f"id{side}"])
+            st.markdown(f"**{example[f'angle{side}']:g}°** · {plain(sample)}")
             sample_player(run, sample)
 
 
 def sample_player(run: Run, sample_id: str) -> None:
-    """A recording's spectrogram, as the model sees it, and its player; says so where they are not there."""
-    picture, sound = run.preview(sample_id)
-    if not (picture.is_file() and sound.is_file()):
+    """A sample's picture, as the model sees it, its player and its text; says so where nothing of it is there."""
+    preview = run.preview(sample_id)
+    if not any(file.is_file() for file in preview):
         st.info(t("preview.missing", id=plain(sample_id)), icon=":material/hearing_disabled:")
-        return
-    st.image(str(picture), width=360, alt=t("spectrogram.alt", id=sample_id))
-    st.audio(str(sound))
+    if preview.picture.is_file():
+        st.image(str(preview.picture), width=360 if preview.sound.is_file() else 180, alt=t("spectrogram.alt", id=sample_id))
+    if preview.sound.is_file():
+        st.audio(str(preview.sound))
+    if preview.text.is_file():
+        st.code(preview.text.read_text(encoding="utf-8"), language=None, wrap_lines=True)
 
 
 def data_url(run: Run, sample_id: str) -> tuple[str | None, str | None]:
-    """A recording's picture and sound as data URLs, each None where its file is not there."""
-    files = zip(run.preview(sample_id), ("image/png", "audio/wav"), strict=True)
+    """A sample's picture and sound as data URLs, each None where its file is not there."""
+    preview = run.preview(sample_id)
+    files = ((preview.picture, "image/png"), (preview.sound, "audio/wav"))
     picture, sound = (_data_url(path, kind) if path.is_file() else None for path, kind in files)
     return picture, sound
 

@@ -2,15 +2,15 @@
 
 datasets/<key>/split-<split>.json      side of each sample, decided once
 datasets/<key>/chunks-<split>.json     samples whose products are stored together, for good
-datasets/<key>/inputs/<chunk>.safetensors      what the model takes, in the order of the chunk
-datasets/<key>/previews/               picture and sound of each sample
+datasets/<key>/inputs/<chunk>.safetensors      what the model takes, in the order of the chunk; where products depend on labels, these too
+datasets/<key>/previews/               picture, sound or text of each sample
 
 The JSON files are sealed (`data/seals.py`): a damaged one is refused, for what it decides is nowhere else.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,12 @@ import safetensors
 import safetensors.numpy
 
 from tracin_core.data.files import write_whole
-from tracin_core.data.readers import sample_digest
+from tracin_core.data.readers import Inputs, sample_digest
 from tracin_core.data.samples import split_samples
 from tracin_core.data.seals import read_sealed, write_sealed
 from tracin_core.errors import DamagedBlockError
-from tracin_core.recipe import Recipe, SplitSection
+from tracin_core.recipe import PluginData, Recipe, RecordingsData, SplitSection
+from tracin_core.records.plugins import plugin_digest
 from tracin_core.records.runs import Chunk, chunk_digest
 from tracin_core.records.store import digest_of
 
@@ -32,26 +33,36 @@ SPLIT_LOST: Final = "restore it from a copy, or remove it: the sides are then de
 CHUNKS_LOST: Final = (
     "restore it from a copy, or remove it: chunks are then formed anew, and their blocks computed where they differ."
 )
-Inputs = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
 
 
-def dataset_key(recipe: Recipe) -> str:
-    """Names the recordings that a recipe reads."""
-    return digest_of([str(recipe.data.root.resolve()), recipe.data.material, recipe.data.frequency])[:12]
+def dataset_key(recipe: Recipe, plugins: Path) -> str:
+    """Names the data that a recipe reads; a plugin's by its file's content."""
+    data = recipe.data
+    if isinstance(data, RecordingsData):
+        return digest_of([str(data.root.resolve()), data.material, data.frequency])[:12]
+    if isinstance(data, PluginData):
+        return digest_of([data.model_dump(mode="json"), plugin_digest(plugins, data.name)])[:12]
+    return digest_of(data.model_dump(mode="json"))[:12]
 
 
-def split_key(section: SplitSection) -> str:
-    """Names a way of splitting."""
-    return digest_of(section.model_dump(mode="json"))[:12]
+def split_key(section: SplitSection, task: str = "ranking") -> str:
+    """Names a way of splitting; the classes that `stratified` deals out are the task's."""
+    named = section.model_dump(mode="json", exclude_none=True)
+    return digest_of([named, task] if section.rule == "stratified" else named)[:12]
 
 
-def stored_split(samples: pd.DataFrame, section: SplitSection, folder: Path, say: Callable[[str], None]) -> pd.DataFrame:
-    """The samples with their side, decided once and stored as ids; samples that came later follow their take, else train.
+def stored_split(
+    samples: pd.DataFrame, section: SplitSection, folder: Path, say: Callable[[str], None], *, task: str = "ranking"
+) -> pd.DataFrame:
+    """The samples with their side, decided once and stored in the data set's folder as ids.
+
+    Samples that came later are on the side of their take; or as their column or the id files say; else on train.
 
     Raises:
         DamagedBlockError: the stored split is not as it was sealed.
     """
-    path = folder / f"split-{split_key(section)}.json"
+    path = folder / f"split-{split_key(section, task)}.json"
     if not path.exists():
         divided = split_samples(samples, section)
         write_sealed(path, dict(zip(divided["id"], divided["split"], strict=True)))
@@ -59,15 +70,36 @@ def stored_split(samples: pd.DataFrame, section: SplitSection, folder: Path, say
     stored: dict[str, str] = read_sealed(path, SPLIT_LOST)
     new = samples[~samples["id"].isin(list(stored))]
     if len(new):
-        by_take = {int(row["sequence"]): stored[str(row["id"])] for _, row in samples[samples["id"].isin(list(stored))].iterrows()}
-        stored |= {str(row["id"]): by_take.get(int(row["sequence"]), "train") for _, row in new.iterrows()}
+        sides, told = late_sides(samples, new, stored, section)
+        stored |= sides
         write_sealed(path, stored)
-        say(f"{len(new)} recordings came after the split was decided: each is on the side of its take, new takes are on train")
+        say(f"{len(new)} samples came after the split was decided: {told}")
     return samples.assign(split=[stored[sample_id] for sample_id in samples["id"]])
 
 
-def sealed_chunks(samples: pd.DataFrame, path: Path) -> dict[str, tuple[Chunk, ...]]:
+def late_sides(
+    samples: pd.DataFrame, new: pd.DataFrame, stored: dict[str, str], section: SplitSection
+) -> tuple[dict[str, str], str]:
+    """The sides of samples that came after the split was decided, and by what, in words."""
+    if section.rule in ("column", "files"):
+        divided = split_samples(samples, section).set_index("id")["split"]
+        return {str(sample): str(divided[sample]) for sample in new["id"]}, f"each is on the side that its {section.rule} says"
+    if "sequence" not in samples:
+        return {str(sample): "train" for sample in new["id"]}, "all of them are on train"
+    known = samples[samples["id"].isin(list(stored))]
+    by_take = {int(take): stored[str(sample)] for sample, take in zip(known["id"], known["sequence"], strict=True)}
+    sides = {str(sample): by_take.get(int(take), "train") for sample, take in zip(new["id"], new["sequence"], strict=True)}
+    return sides, "each is on the side of its take, new takes are on train"
+
+
+def sealed_chunks(
+    samples: pd.DataFrame, path: Path, *, labelled: bool = False, size: int = CHUNK_SAMPLES
+) -> dict[str, tuple[Chunk, ...]]:
     """Each side's samples in chunks that never change their membership; samples that came later form new ones.
+
+    Args:
+        labelled: products depend on labels, which are then part of each chunk's identity.
+        size: samples of a new chunk.
 
     Raises:
         DamagedBlockError: the list of chunks is not as it was sealed.
@@ -75,11 +107,14 @@ def sealed_chunks(samples: pd.DataFrame, path: Path) -> dict[str, tuple[Chunk, .
     sealed: dict[str, list[list[str]]] = read_sealed(path, CHUNKS_LOST) if path.exists() else {}
     before = {side: len(chunks) for side, chunks in sealed.items()}
     digests = dict(zip(samples["id"], samples["digest"], strict=True))
+    if labelled:
+        labels = dict(zip(samples["id"], samples["label"], strict=True))
+        digests = {sample_id: labelled_digest(digest, int(labels[sample_id])) for sample_id, digest in digests.items()}
     for side in ("train", "validation", "test"):
         here = samples.loc[samples["split"] == side, "id"].tolist()
         known = {sample_id for ids in sealed.get(side, []) for sample_id in ids}
         new = [sample_id for sample_id in here if sample_id not in known]
-        sealed.setdefault(side, []).extend(new[at : at + CHUNK_SAMPLES] for at in range(0, len(new), CHUNK_SAMPLES))
+        sealed.setdefault(side, []).extend(new[at : at + size] for at in range(0, len(new), size))
     if {side: len(chunks) for side, chunks in sealed.items()} != before:
         write_sealed(path, sealed)
     present = {side: [[i for i in ids if i in digests] for ids in chunks] for side, chunks in sealed.items()}
@@ -89,16 +124,22 @@ def sealed_chunks(samples: pd.DataFrame, path: Path) -> dict[str, tuple[Chunk, .
     }
 
 
-def keep_inputs(folder: Path, chunk: Chunk, inputs: Inputs) -> None:
-    """The chunk's inputs are on disk, for whichever process computes its blocks."""
+def labelled_digest(digest: str, label: int) -> str:
+    """Identity of a sample under a label."""
+    return digest_of([digest, label])[:32]
+
+
+def keep_inputs(folder: Path, chunk: Chunk, inputs: Inputs, labels: Labels | None = None) -> None:
+    """The chunk's inputs, and labels where its identity has them, are on disk for whichever process computes its blocks."""
     path = inputs_path(folder, chunk.digest)
     if path.exists():
         return
-    write_whole(path, [safetensors.numpy.save({"inputs": np.ascontiguousarray(inputs)})])
+    parts = {"inputs": np.ascontiguousarray(inputs)} | ({} if labels is None else {"labels": np.ascontiguousarray(labels)})
+    write_whole(path, [safetensors.numpy.save(parts)])
 
 
-def load_inputs(folder: Path, digest: str) -> Inputs:
-    """The inputs of the chunk of this digest, proven to be its own.
+def load_inputs(folder: Path, digest: str) -> tuple[Inputs, Labels | None]:
+    """The inputs of the chunk of this digest, and the labels that it keeps, proven to be its own.
 
     Raises:
         DamagedBlockError: the file holds other numbers than the digest says.
@@ -106,15 +147,28 @@ def load_inputs(folder: Path, digest: str) -> Inputs:
     """
     path = inputs_path(folder, digest)
     try:
-        inputs: Inputs = safetensors.numpy.load(path.read_bytes())["inputs"]
-    except (safetensors.SafetensorError, KeyError):
-        inputs = np.empty(0, dtype=np.float32)
-    if chunk_digest([sample_digest(sample) for sample in inputs]) != digest:
+        parts = safetensors.numpy.load(path.read_bytes())
+        whole = digest_of_inputs(parts) == digest
+    except (safetensors.SafetensorError, KeyError, ValueError):
+        whole = False
+    if not whole:
         path.unlink(missing_ok=True)
         raise DamagedBlockError(
-            f"The inputs '{path.name}' are damaged and were removed; compute the run again: they are read from the recordings anew."
+            f"The inputs '{path.name}' are damaged and were removed; compute the run again: they are read from the data anew."
         )
-    return inputs
+    return parts["inputs"], parts.get("labels")
+
+
+def digest_of_inputs(parts: dict[str, npt.NDArray[Any]]) -> str:
+    """The digest of the chunk whose inputs, and labels, these are.
+
+    Raises:
+        KeyError, ValueError: they are no chunk's.
+    """
+    digests = [sample_digest(sample) for sample in parts["inputs"]]
+    if "labels" in parts:
+        digests = [labelled_digest(found, int(label)) for found, label in zip(digests, parts["labels"], strict=True)]
+    return chunk_digest(digests)
 
 
 def inputs_path(folder: Path, digest: str) -> Path:

@@ -20,18 +20,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import filelock
-import pandas as pd
 import safetensors
 import safetensors.numpy
 
 from tracin_core.data.files import flush_directory, read_json, write_text
-from tracin_core.data.readers import sample_digest
 from tracin_core.data.seals import json_damage, png_damage, wav_damage
 from tracin_core.errors import RecipeError, WorkspaceError
 from tracin_core.recipe import Recipe
 from tracin_core.records.catalogue import Catalogue, catalogue_damage
-from tracin_core.records.datasets import CHUNKS_LOST, SPLIT_LOST, dataset_key
-from tracin_core.records.runs import SAMPLE_TYPES, Manifest, chunk_digest
+from tracin_core.records.datasets import CHUNKS_LOST, SPLIT_LOST, dataset_key, digest_of_inputs
+from tracin_core.records.runs import Manifest, read_samples
 from tracin_core.records.store import BlockKey, block_damage, digest_of, stored_checksum
 
 CATALOGUE: Final = "tracin.sqlite3"
@@ -215,10 +213,9 @@ def group_damage(path: Path) -> str:
 def inputs_damage(path: Path) -> str:
     """Kept inputs are named by the digest of their samples."""
     try:
-        samples = safetensors.numpy.load(path.read_bytes())["inputs"]
+        found = digest_of_inputs(safetensors.numpy.load(path.read_bytes()))
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as failure:
         return f"cannot be read ({told(failure)})"
-    found = chunk_digest([sample_digest(sample) for sample in samples])
     return "" if found == path.stem else f"holds samples whose digest is {found}"
 
 
@@ -471,7 +468,11 @@ def _shape_told(path: Path, lengths: dict[str, int]) -> tuple[int, ...]:
         ValueError, KeyError, OSError: they do not tell, or not this size.
     """
     left, _, right = path.name.removesuffix(".f32").removesuffix(".outputs").partition("-")
-    shape = (len(read_json(path.parent / "group.json")["layers"]), lengths[left], lengths[right]) if right else (lengths[left],)
+    group = read_json(path.parent / "group.json")
+    outputs = group.get("outputs", 1)
+    each = outputs if group["cotangent"] == "outputs" else 1
+    of_outputs = (lengths[left], outputs) if outputs > 1 else (lengths[left],)
+    shape = (len(group["layers"]), each * lengths[left], each * lengths[right]) if right else of_outputs
     if BlockKey(path.parent.name, left, right or None, shape).bytes != path.stat().st_size:
         raise ValueError(f"{path.stat().st_size} bytes are not the shape {shape}")
     return shape
@@ -534,7 +535,7 @@ def _usable_catalogue(root: Path) -> Catalogue:
 def _garbage(root: Path) -> Iterator[Garbage]:
     blocks, parts = _referred(root)
     unfinished = list(unfinished_runs(root).values())
-    datasets = {dataset_key(recipe) for recipe in unfinished}
+    datasets = {dataset_key(recipe, root / "plugins") for recipe in unfinished}
     for path in root.glob("kernels/*/*.f32"):
         if f"{path.parent.name}/{path.name}" not in blocks and not _may_be_of(path.parent, unfinished):
             yield Garbage("blocks", path, path.stat().st_size)
@@ -559,7 +560,7 @@ def _referred(root: Path) -> tuple[set[str], set[tuple[str, str, str]]]:
     for path in sorted(root.glob("runs/*/run.json")):
         try:
             manifest = read_manifest(path.parent)
-            digests = pd.read_csv(path.with_name("samples.csv"), dtype=SAMPLE_TYPES, keep_default_na=False)["digest"]
+            digests = read_samples(path.parent)["digest"]
         except BROKEN as failure:
             raise WorkspaceError(
                 f"Run '{path.parent.name}' cannot be read ({told(failure)}), so it is unknown what it refers to; see what verify says. "

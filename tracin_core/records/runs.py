@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,28 +14,19 @@ import pandas as pd
 from tracin_core.data.files import read_json, write_json, write_whole
 from tracin_core.data.samples import all_pairs, every_draw, listed_draws, pairs_of, random_draws, require_classes, stratified_pairs
 from tracin_core.errors import NotFoundError, ViewError
-from tracin_core.recipe import LossName, Recipe
+from tracin_core.recipe import Cotangent, LabelLossName, LossName, NumberLossName, RankingTask, Recipe
 from tracin_core.records.store import BlockKey, BlockStore, digest_of
 from tracin_core.scores.comparison import DEFAULT_RIDGE, Methods, Training
 from tracin_core.scores.examples import TestQuantity
 from tracin_core.scores.influence import Kernels, Measure
 from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.relabel import RelabelCounts, rebuilt, relabel_counts, relabelled
+from tracin_core.scores.sample_losses import SampleLoss, SampleLossName
 from tracin_core.scores.view import View
 from tracin_core.scores.weights import CheckpointWeights, Weights, checkpoint_weights, rate_sums
 
 PairUniverse = Literal["all", "drawn"] | Sequence[tuple[str, str]]
-SAMPLE_TYPES: dict[str, Any] = {
-    "id": str,
-    "label": "int64",
-    "angle": "int64",
-    "material": str,
-    "frequency": str,
-    "sequence": "int64",
-    "path": str,
-    "split": str,
-    "digest": str,
-}
+TEXTS = ("id", "label_name", "material", "frequency", "path", "split", "digest")  # columns of samples that may look like numbers
 
 
 @dataclass(frozen=True)
@@ -63,6 +54,8 @@ class Manifest:
     truth: tuple[dict[str, Any], ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     format: int = 1
+    cotangent: Cotangent = "score"
+    outputs: int = 1
 
     def kernel_keys(self, group: str) -> list[BlockKey]:
         """The blocks of one checkpoint: outputs, train x train and test x test (upper chunk triangles), test x train."""
@@ -75,10 +68,16 @@ class Manifest:
         ]
 
     def kernel_key(self, group: str, left: Chunk, right: Chunk) -> BlockKey:
-        return BlockKey(group, left.digest, right.digest, (len(self.layers), len(left.ids), len(right.ids)))
+        each = self.positions_per_sample
+        return BlockKey(group, left.digest, right.digest, (len(self.layers), each * len(left.ids), each * len(right.ids)))
 
     def outputs_key(self, group: str, chunk: Chunk) -> BlockKey:
-        return BlockKey(group, chunk.digest, None, (len(chunk.ids),))
+        return BlockKey(group, chunk.digest, None, (len(chunk.ids), self.outputs)[: 2 if self.outputs > 1 else 1])
+
+    @property
+    def positions_per_sample(self) -> int:
+        """How many rows of the kernel a sample has: one, or one for each of its outputs."""
+        return self.outputs if self.cotangent == "outputs" else 1
 
     def write(self, folder: Path, samples: pd.DataFrame) -> None:
         """`samples.csv` and then `run.json` are on disk; a run exists once the latter does."""
@@ -96,6 +95,12 @@ class Manifest:
         return cls(**plain)
 
 
+def read_samples(folder: Path) -> pd.DataFrame:
+    """The samples of the run in this folder."""
+    types: Any = dict.fromkeys(TEXTS, str)
+    return pd.read_csv(folder / "samples.csv", dtype=types, keep_default_na=False)
+
+
 def chunk_digest(sample_digests: Sequence[str]) -> str:
     """Content address of samples in this order."""
     return hashlib.sha256("\n".join(sample_digests).encode()).hexdigest()[:32]
@@ -110,6 +115,14 @@ class Sides:
     train_pairs: pd.DataFrame
     test_pairs: pd.DataFrame
     strangers: npt.NDArray[np.bool_] | None = None
+
+
+class Preview(NamedTuple):
+    """The files of one sample's preview, there or not."""
+
+    picture: Path
+    sound: Path
+    text: Path
 
 
 def number_or_none(value: Any) -> float | None:
@@ -135,7 +148,8 @@ class Run:
         self.name = self.recipe.name
         self.simulated = self.recipe.simulated
         self.layers = list(self.manifest.layers)
-        self.loss = PairLoss(**self.manifest.loss)
+        self.task = self.recipe.task.kind
+        self.loss = PairLoss(**self.manifest.loss) if self.task == "ranking" else SampleLoss(**self.manifest.loss)
         self.truth = list(self.manifest.truth)
         self.created = self.manifest.created
         self.digest = digest_of(
@@ -144,8 +158,11 @@ class Run:
 
     @cached_property
     def samples(self) -> pd.DataFrame:
-        """Every sample of the data set: id, label, angle, material, frequency, sequence, path, split, digest."""
-        return pd.read_csv(self._folder / "samples.csv", dtype=SAMPLE_TYPES, keep_default_na=False)
+        """Every sample of the data set: id, target, path, split, digest, its metadata, and what the task reads of the target.
+
+        Ranking: angle (the target) and label (its rank). Classification: label and label_name. Regression: target alone.
+        """
+        return read_samples(self._folder)
 
     @cached_property
     def splits(self) -> dict[str, pd.DataFrame]:
@@ -158,26 +175,62 @@ class Run:
 
     @cached_property
     def train_pairs(self) -> pd.DataFrame:
-        """All unordered pairs of training samples with different labels."""
+        """All unordered pairs of training samples with different labels.
+
+        Raises:
+            ViewError: the task is not ranking.
+        """
+        _ = self.ranking  # or it says why not
         require_classes(self.splits["train"])
         return all_pairs(self.splits["train"])
 
     @cached_property
     def test_pairs(self) -> pd.DataFrame:
-        """The test pairs, from the validation side: all of them, or as many as the recipe asks, spread over angle gaps."""
+        """The test pairs, from the validation side: all of them, or as many as the recipe asks, spread over angle gaps.
+
+        Raises:
+            ViewError: the task is not ranking.
+        """
+        _ = self.ranking  # or it says why not
         require_classes(self.splits["validation"])
         return self._asked(all_pairs(self.splits["validation"]))
 
     def _asked(self, pairs: pd.DataFrame) -> pd.DataFrame:
-        count = self.recipe.task.test_pairs
+        count = self.ranking.test_pairs
         return pairs if count is None else stratified_pairs(pairs, count)
 
+    @property
+    def ranking(self) -> RankingTask:
+        """What the recipe says of ranking.
+
+        Raises:
+            ViewError: the task is another.
+        """
+        if not isinstance(self.recipe.task, RankingTask):
+            raise ViewError(
+                f"Run '{self.name}' is of {self.task}, whose examples are single samples, not pairs; ask for its samples."
+            )
+        return self.recipe.task
+
+    @property
+    def noun(self) -> Literal["pair", "sample"]:
+        """What the examples of this run are."""
+        return "pair" if self.task == "ranking" else "sample"
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many training examples there are, and how many tests."""
+        if self.task == "ranking":
+            return len(self.train_pairs), len(self.test_pairs)
+        return len(self.splits["train"]), len(self.splits["validation"])
+
     @cached_property
-    def classes(self) -> dict[int, int]:
-        """The angle of each label, of all samples."""
-        return {
-            int(label): int(angle) for label, angle in self.samples[["label", "angle"]].drop_duplicates().itertuples(index=False)
-        }
+    def classes(self) -> dict[int, Any]:
+        """What each label stands for, of all samples: an angle, or a class's name; empty where targets are numbers."""
+        name = "label_name" if self.task == "classification" else "angle"
+        if name not in self.samples:
+            return {}
+        return {int(label): told for label, told in self.samples[["label", name]].drop_duplicates().itertuples(index=False)}
 
     def draws(self, pairs: PairUniverse = "all", draw_seed: int | None = None) -> dict[str, pd.DataFrame]:
         """The pairs of positions of each side that make up a pair universe, equal labels included: first, second, multiplicity.
@@ -201,7 +254,7 @@ class Run:
 
     def _seed(self, draw_seed: int | None) -> int:
         recorded = (self.manifest.checkpoints[-1].get("arguments") or {}).get("seed")
-        for seed in (draw_seed, self.recipe.task.draw_seed, recorded):
+        for seed in (draw_seed, self.ranking.draw_seed, recorded):
             if seed is not None:
                 return int(seed)
         raise ViewError("The checkpoints record no seed to draw the pairs again with; give draw_seed.")
@@ -209,7 +262,7 @@ class Run:
     @cached_property
     def trained_draws(self) -> pd.DataFrame:
         """The universe that the model was trained on, as the recipe says: GHM densities and step counts are of it."""
-        return self.draws(self.recipe.task.pairs or "all")["train"]
+        return self.draws(self.ranking.pairs or "all")["train"]
 
     @cached_property
     def checkpoints(self) -> pd.DataFrame:
@@ -224,17 +277,18 @@ class Run:
 
     def health(self) -> pd.DataFrame:
         """The engine's checks of itself, and the dead test pairs under the recorded loss: check, passed, value (measured), detail."""
-        dead = self.view().dead_tests
-        named = ", ".join(self.test_pairs["id"][dead].head(3)) + (", ..." if dead.sum() > 3 else "")
-        told = f"{dead.sum()} of {len(dead)} test pairs have no gradient under {self.loss.describe()}" + (
+        view = self.view()
+        dead = view.dead_tests
+        named = ", ".join(view.test.table["id"][dead].head(3)) + (", ..." if dead.sum() > 3 else "")
+        told = f"{dead.sum()} of {len(dead)} test {view.test.noun}s have no gradient under {self.loss.describe()}" + (
             f": {named}." if dead.any() else "."
         )
         last = {"name": "dead_tests", "passed": not dead.any(), "value": float(dead.sum()), "detail": told}
         checks = pd.DataFrame([*self.manifest.health, last], columns=["name", "passed", "value", "detail"])
         return checks.rename(columns={"name": "check"})
 
-    def preview(self, sample_id: str) -> tuple[Path, Path]:
-        """The sample's small picture and its playable sound, as written by the worker.
+    def preview(self, sample_id: str) -> Preview:
+        """Where the worker wrote what there is to see and hear of the sample; not every kind of data has all of it.
 
         Raises:
             NotFoundError: no such sample.
@@ -243,7 +297,7 @@ class Run:
         if row.empty:
             raise NotFoundError(f"Run '{self.name}' has no sample '{sample_id}'; choose one from its table of samples.")
         stem = self._datasets / self.manifest.dataset / "previews" / str(row["digest"].iloc[0])
-        return stem.with_suffix(".png"), stem.with_suffix(".wav")
+        return Preview(stem.with_suffix(".png"), stem.with_suffix(".wav"), stem.with_suffix(".txt"))
 
     @cached_property
     def kernels(self) -> Kernels:
@@ -261,11 +315,15 @@ class Run:
     def view(
         self,
         *,
-        loss: LossName | None = None,
+        loss: LossName | SampleLossName | None = None,
         margin: float | None = None,
         ghm_bins: int | None = None,
         ghm_alpha: float | None = None,
         ghm_batch: int | None = None,
+        smoothing: float | None = None,
+        gamma: float | None = None,
+        q: float | None = None,
+        huber_delta: float | None = None,
         weights: CheckpointWeights = "uniform",
         half_life: float | None = None,
         checkpoints: Sequence[int] | None = None,
@@ -279,10 +337,12 @@ class Run:
         """The scores under these settings; None means as the checkpoints record. No gradient is computed.
 
         Args:
+            loss: of pairs for ranking (`scores/losses.py`: margin, ghm_bins, ghm_alpha, ghm_batch are its settings), of samples for
+                classification and regression (`scores/sample_losses.py`: smoothing, gamma, q, huber_delta).
             weights: w_c of `sum_c w_c <grad L(e'), grad L(e)>`, by rule (`scores/weights.py`) or by hand, in the order of `checkpoints`.
             half_life: in epochs, for the weights `recency`.
             checkpoints: epochs to sum; None: `summed_epochs`.
-            pairs, draw_seed: the pair universe, see `draws`.
+            pairs, draw_seed: the pair universe, see `draws`; of ranking only.
             relabel: other labels for some training or test samples (`scores/relabel.py`); what became of the pairs of the former is
                 `relabel_counts`.
 
@@ -292,33 +352,85 @@ class Run:
         """
         epochs, weights = self._in_order(checkpoints, weights)
         rows = self._rows(epochs)
-        asked: dict[str, Any] = {
-            "name": loss,
-            "margin": margin,
-            "ghm_bins": ghm_bins,
-            "ghm_alpha": ghm_alpha,
-            "ghm_batch": ghm_batch,
+        chosen = self._loss(
+            {
+                "name": loss,
+                "margin": margin,
+                "ghm_bins": ghm_bins,
+                "ghm_alpha": ghm_alpha,
+                "ghm_batch": ghm_batch,
+                "smoothing": smoothing,
+                "gamma": gamma,
+                "q": q,
+                "delta": huber_delta,
+            }
+        )
+        shared: dict[str, Any] = {
+            "checkpoint_weights": self.checkpoint_weights(weights, epochs, half_life=half_life).values,
+            "checkpoint_names": [f"epoch {epoch}" for epoch in epochs],
+            "measure": measure,
+            "test_quantity": test_quantity,
+            "layers": None if layers is None else [self._layer(name) for name in layers],
         }
-        chosen = PairLoss(**{**asdict(self.loss), **{name: value for name, value in asked.items() if value is not None}})
+        if isinstance(chosen, SampleLoss):
+            if not isinstance(pairs, str) or pairs != "all" or draw_seed is not None:
+                _ = self.ranking  # says why there are no pairs to choose
+            return self._view_of_samples(chosen, self.kernels.at(rows), dict(relabel or {}), shared)
         sides = self._sides(chosen, pairs, draw_seed, dict(relabel or {}))
         return View.of_pairs(
             sides.train_pairs,
             sides.test_pairs,
             self.kernels.at(rows),
             loss=chosen,
-            checkpoint_weights=self.checkpoint_weights(weights, epochs, half_life=half_life).values,
-            checkpoint_names=[f"epoch {epoch}" for epoch in epochs],
             train_samples=sides.train_samples,
             test_samples=sides.test_samples,
             population=self._pairs(self.splits["train"], self.trained_draws, chosen) if chosen.is_ghm else None,
             strangers=sides.strangers,
-            measure=measure,
-            test_quantity=test_quantity,
-            layers=None if layers is None else [self._layer(name) for name in layers],
+            **shared,
+        )
+
+    def _loss(self, asked: dict[str, Any]) -> PairLoss | SampleLoss:
+        """The recorded loss with these settings in place of its own, where they are not None."""
+        given = {name: value for name, value in asked.items() if value is not None}
+        strangers = sorted(set(given) - {field.name for field in fields(self.loss)})
+        if strangers:
+            raise ViewError(
+                f"The losses of {self.task} have no {strangers[0]}; their settings are "
+                f"{', '.join(field.name for field in fields(self.loss) if field.name != 'name')}."
+            )
+        chosen = replace(self.loss, **given)
+        if isinstance(chosen, SampleLoss) and chosen.is_of_label != (self.task == "classification"):
+            raise ViewError(
+                f"The loss {chosen.name} is not one of {self.task}; choose from "
+                f"{', '.join(get_args(LabelLossName if self.task == 'classification' else NumberLossName))}."
+            )
+        return chosen
+
+    def _view_of_samples(self, loss: SampleLoss, kernels: Kernels, relabel: dict[str, int], shared: dict[str, Any]) -> View:
+        train, test = self.splits["train"], self.splits["validation"]
+        if relabel and self.task == "regression":
+            raise ViewError("Targets of regression are numbers, which no other label can replace; leave relabel out.")
+        if relabel and self.manifest.cotangent == "label_logit":
+            raise ViewError(
+                'The kernel of logit(p_y) fixes each sample\'s label; compute a run whose task says kernel = "outputs" to relabel.'
+            )
+        if relabel:
+            of_test = {sample: label for sample, label in relabel.items() if sample in set(test["id"])}
+            of_train = {sample: label for sample, label in relabel.items() if sample not in of_test}
+            train = relabelled(train, of_train, self.classes, column="label_name")
+            test = relabelled(test, of_test, self.classes, column="label_name")
+        return View.of_samples(
+            train,
+            test,
+            kernels,
+            loss=loss,
+            cotangent=self.manifest.cotangent,
+            target="target" if self.task == "regression" else "label",
+            **shared,
         )
 
     def _sides(self, loss: PairLoss, pairs: PairUniverse, draw_seed: int | None, relabel: dict[str, int]) -> "Sides":
-        as_trained = not loss.is_ghm or self.recipe.task.pairs in (None, "all")
+        as_trained = not loss.is_ghm or self.ranking.pairs in (None, "all")
         if pairs == "all" and not relabel and as_trained:
             return Sides(self.splits["train"], self.splits["validation"], self.train_pairs, self.test_pairs)
         draws = self.draws(pairs, draw_seed)
@@ -349,7 +461,8 @@ class Run:
         if settings.get("relabel"):
             raise ViewError("The effect of a label is measured from the labels that were trained on; leave relabel out.")
         view = self.view(pairs=pairs, draw_seed=draw_seed, **settings)
-        return view.relabel_effects(self.draws(pairs, draw_seed)["train"], sorted(self.classes), test)
+        draws = self.draws(pairs, draw_seed)["train"] if self.task == "ranking" else every_draw(0)
+        return view.relabel_effects(draws, sorted(self.classes), test)
 
     def relabel_counts(
         self, relabel: Mapping[str, int], pairs: PairUniverse = "all", draw_seed: int | None = None
@@ -428,7 +541,9 @@ class Run:
 
     @cached_property
     def _trained_examples(self) -> int:
-        """How many pairs an epoch of the training went through, drawn copies counted."""
+        """How many pairs, or samples, an epoch of the training went through, drawn copies counted."""
+        if self.task != "ranking":
+            return len(self.splits["train"])
         labels, draws = self.splits["train"]["label"].to_numpy(), self.trained_draws
         different = labels[draws["first"]] != labels[draws["second"]]
         return int(draws["multiplicity"].to_numpy()[different].sum())

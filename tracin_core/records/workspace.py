@@ -15,14 +15,18 @@ import os
 import time
 from collections.abc import Callable
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from tracin_core.data.readers import list_recordings
+from tracin_core.data.images import SUFFIXES as PICTURES
+from tracin_core.data.plugins import plugin_file
+from tracin_core.data.readers import reader_for
+from tracin_core.data.samples import with_labels
 from tracin_core.errors import InputError, NotFoundError, OutsideRootsError, WorkspaceError
-from tracin_core.recipe import Recipe
+from tracin_core.recipe import ModelSection, PluginData, RankerModel, Recipe
 from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.checkpoint_files import SUFFIXES, list_checkpoints
 from tracin_core.records.doctor import Finding, examine, readiness
@@ -39,6 +43,7 @@ from tracin_core.records.maintenance import (
     seal_run,
     verify,
 )
+from tracin_core.records.plugins import list_plugins
 from tracin_core.records.runs import Manifest, Run
 from tracin_core.records.store import BlockStore, digest_of
 from tracin_core.records.zarr_export import export_zarr
@@ -57,6 +62,7 @@ __all__ = [
 
 FOLDERS = ("checkpoints", "datasets", "exports", "jobs", "kernels", "plugins", "recordings", "runs", "trainings")
 TRAINING_FILES = ("training.json", "analysis.toml")  # beside the checkpoints
+USUAL_LOSSES = {"ranking": "margin", "classification": "cross_entropy", "regression": "squared_error"}  # of this product's training
 SEARCH_DEPTH = 5
 SEARCH_LIMIT = 500
 
@@ -86,7 +92,7 @@ class Workspace:
     # ---- runs ---------------------------------------------------------------------------------------------------------------
 
     def runs(self) -> pd.DataFrame:
-        """One row per run, newest first: id, name, simulated, state, created, material, frequency."""
+        """One row per run, newest first: id, name, simulated, state, created, data (what it is of, in words), task."""
         rows = []
         for row in self.catalogue.read("SELECT * FROM run ORDER BY created DESC"):
             recipe = Recipe.model_validate_json(row["recipe"])
@@ -97,11 +103,11 @@ class Workspace:
                     "simulated": recipe.simulated,
                     "state": row["state"],
                     "created": row["created"],
-                    "material": recipe.data.material,
-                    "frequency": recipe.data.frequency,
+                    "data": recipe.data.title,
+                    "task": recipe.task.kind,
                 }
             )
-        return pd.DataFrame(rows, columns=["id", "name", "simulated", "state", "created", "material", "frequency"])
+        return pd.DataFrame(rows, columns=["id", "name", "simulated", "state", "created", "data", "task"])
 
     def run(self, run_id: str) -> Run:
         """The finished run with this id.
@@ -138,11 +144,26 @@ class Workspace:
         return self.run(run_id)
 
     def run_id(self, recipe: Recipe) -> str:
-        """Names the computation: the recipe and the files it would read (names, sizes, times of change)."""
-        checkpoints = list_checkpoints(recipe.checkpoints.folder, recipe.checkpoints.prefix)
-        recordings = list_recordings(recipe.data.root, recipe.data.material, recipe.data.frequency)
-        files = [*checkpoints, *(recipe.data.root / path for path in recordings["path"])]
+        """Names the computation: the recipe and the files it would read (names, sizes, times of change).
+
+        Raises:
+            InputError: one of them is not there, or the samples do not suit the task.
+        """
+        files = [*list_checkpoints(recipe.checkpoints.folder, recipe.checkpoints.prefix), *self.data_files(recipe)]
         return digest_of([recipe.digest(), [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]])[:12]
+
+    def data_files(self, recipe: Recipe) -> list[Path]:
+        """The files that the recipe's samples are read from, found to be there and to suit the task; of a plugin, its own file.
+
+        Raises:
+            InputError: they are not, or do not.
+        """
+        data = recipe.data
+        if isinstance(data, PluginData):
+            return [plugin_file(self.root / "plugins", data.name)]
+        samples = with_labels(reader_for(data).list(), recipe.task, classes=recipe.classes)
+        listed = [data.place / path for path in samples["path"]] if data.place.is_dir() else [data.place]
+        return [*listed, *(path for path in (recipe.split.train_ids, recipe.split.validation_ids, recipe.split.test_ids) if path)]
 
     def is_done(self, run_id: str) -> bool:
         """The run is finished and all of its blocks are whole; a damaged one makes it a run to be computed again."""
@@ -170,19 +191,23 @@ class Workspace:
         request = {"material": material, "frequency": frequency}
         return self.queue.submit("demo", request, title=f"SIMULATED {material} {frequency}")
 
+    def start_digits_demo(self) -> Job:
+        """Real handwritten digits, some under wrong labels on purpose, a trained classifier and its analysis are on their way."""
+        return self.queue.submit("demo", {"digits": True}, title="MNIST digits, some mislabelled")
+
     def follow(self, recipe: Recipe, *, quiet_seconds: float = 1800.0) -> Job:
         """A training still in progress is being followed: each new checkpoint makes a run, the job's `run_id` names the newest.
 
         Args:
             quiet_seconds: the training has ended when `training.json` lies beside its checkpoints, or no file of it changed for so long.
         """
-        list_recordings(recipe.data.root, recipe.data.material, recipe.data.frequency)
+        self.data_files(recipe)
         return self.queue.submit("analysis", {"recipe": recipe.to_dict(), "quiet_seconds": quiet_seconds}, title=recipe.name)
 
-    def start_inspection(self, folder: Path, prefix: str = "model_epoch_", layout: str = "small") -> Job:
+    def start_inspection(self, folder: Path, prefix: str = "model_epoch_", model: ModelSection | None = None) -> Job:
         """The folder's checkpoints are being taken in; the job's result has one entry per file, accepted or refused."""
         list_checkpoints(folder, prefix)
-        request = {"folder": str(folder), "prefix": prefix, "layout": layout}
+        request = {"folder": str(folder), "prefix": prefix, "model": (model or RankerModel()).model_dump(mode="json")}
         return self.queue.submit("inspection", request, title=folder.name)
 
     def start_training(
@@ -198,14 +223,16 @@ class Workspace:
         Raises:
             InputError: recordings, folder or list cannot be used; checked before anything starts.
         """
-        samples = list_recordings(recipe.data.root, recipe.data.material, recipe.data.frequency)
-        name = f"{recipe.data.material}_{recipe.data.frequency}_{recipe.task.loss or 'margin'}_{datetime.now():%Y%m%d_%H%M%S_%f}"
+        self.data_files(recipe)
+        loss = recipe.task.loss or USUAL_LOSSES[recipe.task.kind]
+        name = f"{recipe.data.stem}_{loss}_{datetime.now():%Y%m%d_%H%M%S_%f}"
         name = f"SIMULATED_{name}" if recipe.simulated else name
         place = self.root / "trainings" / name if folder is None else Path(os.path.abspath(folder))
         request: dict[str, Any] = {"recipe": recipe.to_dict(), "settings": settings, "folder": str(place)}
         if exclusions_file is not None:
             lines = read_exclusions(exclusions_file)
-            known_exclusions(lines, samples["id"].tolist())
+            if not isinstance(recipe.data, PluginData):  # whose samples only the worker can list
+                known_exclusions(lines, reader_for(recipe.data).list()["id"].tolist())
             request["exclusions"] = {"file": exclusions_file.name, "lines": lines}
         prepare_folder(place)
         return self.queue.submit("training", request, title=name)
@@ -274,7 +301,7 @@ class Workspace:
             ExclusionError: an id does not belong to the run's data set; nothing is written.
         """
         stamp = datetime.now().astimezone()
-        stem = f"{run.recipe.data.material}_{run.recipe.data.frequency}_{rule.get('pair_mode', 'list')}_{stamp:%Y%m%d_%H%M%S_%f}"
+        stem = f"{run.recipe.data.stem}_{rule.get('pair_mode', 'list')}_{stamp:%Y%m%d_%H%M%S_%f}"
         provenance = {
             "run": run.id,
             "name": run.name,
@@ -308,12 +335,12 @@ class Workspace:
 
     # ---- folders that may be read -------------------------------------------------------------------------------------------
 
-    def resolve(self, folder_id: str) -> Path:
-        """The directory that `<root id>/<relative path>` names.
+    def resolve(self, folder_id: str, *, file: bool = False) -> Path:
+        """The directory, or the file, that `<root id>/<relative path>` names.
 
         Raises:
             OutsideRootsError: it leads out of the allowed folders, also by a link.
-            NotFoundError: it is not a directory.
+            NotFoundError: it is not a directory, or not a file.
         """
         root_id, _, relative = folder_id.partition("/")
         root = self.roots.get(root_id)
@@ -328,8 +355,9 @@ class Workspace:
                 f"'{folder_id[:80]}' leads outside '{root_id}'; choose a folder inside it, or start the server with TRACIN_ROOTS "
                 f"naming yours."
             )
-        if not path.is_dir():
-            raise NotFoundError(f"'{folder_id[:80]}' is not a folder on this server; choose one from the list.")
+        if not (path.is_file() if file else path.is_dir()):
+            what = "file" if file else "folder"
+            raise NotFoundError(f"'{folder_id[:80]}' is not a {what} on this server; choose one from the list.")
         return path
 
     def folder_id(self, path: Path) -> str:
@@ -357,6 +385,30 @@ class Workspace:
         return self._search(
             lambda folder, names: any(child.is_dir() and child.name.startswith("deg") for child in folder.iterdir())
         )
+
+    def image_folders(self) -> list[str]:
+        """Ids of the folders under the allowed roots whose own folders hold pictures: one folder per class."""
+
+        def of_classes(folder: Path, names: list[str]) -> bool:
+            return any(
+                inner.suffix.lower() in PICTURES for child in folder.iterdir() if child.is_dir() for inner in islice(child.iterdir(), 50)
+            )
+
+        return self._search(of_classes)
+
+    def files_named(self, suffix: str) -> list[str]:
+        """Ids of the files under the allowed roots whose names end so, for instance `.npz`."""
+        here = self._search(lambda folder, names: any(name.lower().endswith(suffix) for name in names))
+        return [
+            f"{folder}/{path.name}"
+            for folder in here
+            for path in sorted(self.resolve(folder).iterdir())
+            if path.suffix.lower() == suffix and path.is_file()
+        ]
+
+    def plugins(self) -> pd.DataFrame:
+        """The files in the workspace's `plugins/`, none of which was run: name, model, data, digest, problem."""
+        return list_plugins(self.root / "plugins")
 
     def _search(self, matches: Callable[[Path, list[str]], bool]) -> list[str]:
         own = {self.root / name for name in ("checkpoints", "kernels", "runs", "jobs", "exports", "datasets", "plugins")}

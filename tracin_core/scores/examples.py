@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import sparse
 
 from tracin_core.errors import ViewError
+from tracin_core.recipe import Cotangent
 from tracin_core.scores.losses import GhmTable, PairLoss, ghm_table, ghm_weights, pair_derivative, pair_loss
 from tracin_core.scores.sample_losses import (
     SampleLoss,
@@ -29,7 +30,6 @@ from tracin_core.scores.sample_losses import (
 Array = npt.NDArray[np.float64]
 Rows = slice | npt.NDArray[np.int64]
 TestQuantity = Literal["loss", "score_difference"]
-Cotangent = Literal["score", "label_logit", "outputs"]
 ALL: Final = slice(None)
 NUMBERS: Final = "targets are numbers, not labels"
 
@@ -222,7 +222,6 @@ class SampleExamples(Examples):
     loss: SampleLoss
     cotangent: Cotangent
     quantity: TestQuantity = "loss"
-    shown: tuple[str, ...] = ("id", "label")
     noun: str = "sample"
 
     def __post_init__(self) -> None:
@@ -239,6 +238,11 @@ class SampleExamples(Examples):
     @property
     def table(self) -> pd.DataFrame:  # type: ignore[override]
         return self.samples
+
+    @property
+    def shown(self) -> tuple[str, ...]:  # type: ignore[override]
+        named = [name for name in ("label_name", "label" if self.loss.is_of_label else "target") if name in self.samples]
+        return ("id", *named[:1])
 
     @cached_property
     def ends(self) -> npt.NDArray[np.int64]:

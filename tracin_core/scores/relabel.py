@@ -11,6 +11,7 @@ checkpoints that were trained on the old label. GHM densities stay those of the 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +34,14 @@ class RelabelCounts:
     unchanged: int
 
 
-def relabelled(samples: pd.DataFrame, relabel: Mapping[str, int], classes: Mapping[int, int]) -> pd.DataFrame:
-    """The samples with new labels, and the angles that go with them.
+def relabelled(
+    samples: pd.DataFrame, relabel: Mapping[str, int], classes: Mapping[int, Any], *, column: str = "angle"
+) -> pd.DataFrame:
+    """The samples with new labels, and what goes with them in the column that tells what a label stands for.
 
     Args:
         relabel: new label of each sample by its id.
-        classes: the angle of each label.
+        classes: what each label stands for.
 
     Raises:
         NotFoundError: no such sample.
@@ -51,11 +54,10 @@ def relabelled(samples: pd.DataFrame, relabel: Mapping[str, int], classes: Mappi
         if label not in classes:
             raise ViewError(f"Sample '{sample}' cannot have the label {label}; this run's labels are {sorted(classes)}.")
     labels = [relabel.get(sample, label) for sample, label in zip(samples["id"], samples["label"], strict=True)]
-    angles = [
-        classes[relabel[sample]] if sample in relabel else angle
-        for sample, angle in zip(samples["id"], samples["angle"], strict=True)
+    told = [
+        classes[relabel[sample]] if sample in relabel else own for sample, own in zip(samples["id"], samples[column], strict=True)
     ]
-    return samples.assign(label=labels, angle=angles)
+    return samples.assign(label=labels, **{column: told})
 
 
 def relabel_counts(old: pd.DataFrame, new: pd.DataFrame, places: Sequence[int]) -> RelabelCounts:

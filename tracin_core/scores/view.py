@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -92,6 +93,7 @@ class View(Selection):
         """
         require_known("test quantity", test_quantity, get_args(TestQuantity))
         targets = train_samples[target].to_numpy(), test_samples[target].to_numpy()
+        train_samples, test_samples = with_groups(train_samples, test_samples, target, of_label=loss.is_of_label)
         train = SampleExamples(train_samples, kernels.train_outputs, targets[0], loss, cotangent)
         test = SampleExamples(test_samples, kernels.test_outputs, targets[1], loss, cotangent, test_quantity)
         return cls(train, test, kernels, **settings)
@@ -149,7 +151,7 @@ class View(Selection):
         values: npt.ArrayLike,
         *,
         ascending: bool = False,
-        cell: tuple[int, int] | None = None,
+        cell: tuple[Any, Any] | None = None,
         k: int | None = None,
     ) -> pd.DataFrame:
         """The training examples by one value each, highest first (or lowest), equals by id, undefined values last.
@@ -157,7 +159,7 @@ class View(Selection):
         Columns: those of their table, score, percentile (mid-rank among the values that are not NaN).
 
         Args:
-            cell: only pairs of this unordered angle pair.
+            cell: only pairs of this unordered angle pair, or samples of this group (twice), as `angle_grid` names them.
             k: only so many, and none whose value is NaN; None: all.
         """
         given = self._one_each(values)
@@ -169,7 +171,9 @@ class View(Selection):
         place = np.full(given.shape, np.nan)
         place[~np.isnan(given)] = percentiles(given[~np.isnan(given), None])[:, 0]
         table = self.train.table.assign(score=given, percentile=place)
-        if cell is not None:
+        if cell is not None and isinstance(self.train, SampleExamples):
+            table = table[table["group"].astype(str) == cell[0]]
+        elif cell is not None:
             low, high = table[["angle1", "angle2"]].min(axis=1), table[["angle1", "angle2"]].max(axis=1)
             table = table[(low == cell[0]) & (high == cell[1])]
         ordered = table.sort_values(["score", "id"], ascending=[ascending, True], ignore_index=True)
@@ -226,12 +230,43 @@ class View(Selection):
         return pd.DataFrame(effects, index=pd.Index(known.samples["id"], name="sample"))
 
     def angle_grid(self, values: npt.ArrayLike) -> pd.DataFrame:
-        """Per unordered angle pair of the training pairs: low, high (degrees), n, mean, median of the values that are not NaN."""
+        """Per unordered angle pair of the training pairs: low, high (degrees), n, mean, median of the values that are not NaN.
+
+        Where the examples are samples: per group of them (`with_groups`), which is low and high both.
+        """
         given = self._one_each(values)
-        low = np.minimum(self.train_pairs["angle1"].to_numpy(), self.train_pairs["angle2"].to_numpy())
-        high = np.maximum(self.train_pairs["angle1"].to_numpy(), self.train_pairs["angle2"].to_numpy())
+        table = self.train_pairs
+        if isinstance(self.train, SampleExamples):
+            low = high = table["group"]
+        else:
+            low, high = table[["angle1", "angle2"]].min(axis=1), table[["angle1", "angle2"]].max(axis=1)
         frame = pd.DataFrame({"low": low, "high": high, "value": given})
-        return frame.groupby(["low", "high"])["value"].agg(n="count", mean="mean", median="median").reset_index()
+        cells = frame.groupby(["low", "high"], observed=True)["value"].agg(n="count", mean="mean", median="median").reset_index()
+        return cells.astype({"low": str, "high": str}) if isinstance(self.train, SampleExamples) else cells
+
+
+def with_groups(
+    train: pd.DataFrame, test: pd.DataFrame, target: str, *, of_label: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both tables with the column `group`: what to call each sample's class in a chart, in order.
+
+    The name of its label; or, of six ranges of the training targets that are about equally full, the one that its number lies in, or
+    beyond which it lies at either end.
+    """
+    if of_label:
+        name = "label_name" if "label_name" in train else target
+        both = pd.concat([train[[target, name]], test[[target, name]]]).drop_duplicates().sort_values(target)
+        names = both[name].astype(str).drop_duplicates().tolist()
+        one, two = (pd.Categorical(side[name].astype(str), categories=names, ordered=True) for side in (train, test))
+        return train.assign(group=one), test.assign(group=two)
+    edges = np.unique(np.quantile(train[target].to_numpy(dtype=float), np.linspace(0, 1, 7)))
+    inner = edges[1:-1]
+    names = [f"{low:.3g} – {high:.3g}" for low, high in pairwise(edges)] or [f"{edges[0]:.3g}"]
+    names = names if len(set(names)) == len(names) else [f"{place + 1}. {name}" for place, name in enumerate(names)]
+    codes = [np.searchsorted(inner, side[target].to_numpy(dtype=float), side="right") for side in (train, test)]
+    kind = pd.CategoricalDtype(names, ordered=True)
+    one, two = (pd.Categorical.from_codes(code, dtype=kind) for code in codes)
+    return train.assign(group=one), test.assign(group=two)
 
 
 def percentiles_of(scores: Array, rows: npt.NDArray[np.int64]) -> Array:

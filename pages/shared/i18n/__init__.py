@@ -1,4 +1,7 @@
-"""Texts in two languages: flat keys in `<language>.json`, filled in with `str.format`."""
+"""Texts in two languages: flat keys in `<language>.json`, filled in with `str.format`.
+
+Where the examples of the run in view are samples and not pairs, the text `<key>@sample` takes the place of `<key>`, if there is one.
+"""
 
 import json
 from functools import cache
@@ -34,7 +37,13 @@ def t(key: str, /, **values: Any) -> str:
 
 def template(key: str) -> str:
     """The text with its placeholders, for the browser to fill in."""
-    return texts(language())[key]
+    known = texts(language())
+    return known.get(f"{key}@{st.session_state.get('_examples')}") or known[key]
+
+
+def speak_of(examples: str) -> None:
+    """From now on texts speak of these examples: pair, or sample."""
+    st.session_state["_examples"] = examples
 
 
 def has(key: str) -> bool:
