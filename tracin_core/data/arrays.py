@@ -4,6 +4,7 @@ Nothing in them is unpickled: headers are parsed as literals, and arrays of Pyth
 before any room is taken for values.
 """
 
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from tracin_core.data.checks import (
     open_regular,
     refuse_infinite,
     refuse_reserved,
+    require_room,
     row_names,
     rows_of,
     shown,
@@ -47,7 +49,7 @@ class Header:
 
     @property
     def bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class ArraysReader:
         """Floats as float32, bytes (uint8) divided by 255, other whole numbers, which are tokens, as int64; in the order of the samples."""
         with open_npz(self.section.file) as file:
             rows = rows_of(samples, self._ids(file))
+            require_room(self._count(file), file.header(self.section.inputs).shape[1:])
             stored = file.read(self.section.inputs, largest=LARGEST_INPUTS)
         inputs = model_inputs(stored[rows], self.section.inputs)
         refuse_infinite(inputs, samples)

@@ -4,6 +4,7 @@ Folders are walked without leaving them, files are opened only if they are regul
 never repeats more of a hostile name than fits into a sentence.
 """
 
+import math
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -99,10 +100,10 @@ def open_regular(path: Path, *, largest: int, root: Path | None = None) -> Binar
         UnreadableSampleError: it cannot be opened, is no regular file, is empty, or is larger than `largest` bytes.
     """
     name = shown(path.name)
-    target = os.path.realpath(path)
-    if root is not None and os.path.commonpath([target, base := os.path.realpath(root)]) != base:
-        raise UnreadableSampleError(f"'{name}' leads out of the data folder; copy the file itself into the folder.")
     try:
+        target = os.path.realpath(path)
+        if root is not None and os.path.commonpath([target, base := os.path.realpath(root)]) != base:
+            raise UnreadableSampleError(f"'{name}' leads out of the data folder; copy the file itself into the folder.")
         # a link that was put there since `realpath` looked is not followed, and a pipe does not block
         handle = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as failure:
@@ -186,20 +187,25 @@ def rows_of(samples: pd.DataFrame, ids: Iterable[str]) -> npt.NDArray[np.int64]:
 
 
 def empty_inputs(count: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Room for this many samples of this shape.
+    """Room for this many samples of this shape; see `require_room`."""
+    require_room(count, shape)
+    return np.empty((count, *shape), dtype=np.float32)
+
+
+def require_room(count: int, shape: tuple[int, ...]) -> None:
+    """There are samples, and they fit into memory as float32.
 
     Raises:
-        DataError: there are none, or they would not fit into memory.
+        DataError: there are none, or they need more memory than is free.
     """
     if not count:
         raise DataError("There is no sample to read; choose a folder or file that has some.")
-    needed, free = 4 * count * int(np.prod(shape, dtype=object)), psutil.virtual_memory().available
+    needed, free = 4 * count * math.prod(shape), psutil.virtual_memory().available
     if needed > free:
         raise DataError(
             f"{count:,} samples of shape {list(shape)} need {needed / 2**30:.1f} GiB of memory, but {free / 2**30:.1f} GiB are free; "
             f"make them smaller or fewer, or use a machine with more memory."
         )
-    return np.empty((count, *shape), dtype=np.float32)
 
 
 def refuse_infinite(inputs: Inputs, samples: pd.DataFrame) -> None:

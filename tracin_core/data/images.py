@@ -129,6 +129,7 @@ def read_picture(section: ImagesData, path: str) -> npt.NDArray[np.float32]:
         readable(name),
         warnings.catch_warnings(),
     ):
+        warnings.simplefilter("ignore", UserWarning)  # of tags that are not pixels; broken pixels raise
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=FORMATS) as image:
             _refuse_unclear(image, name)

@@ -149,8 +149,8 @@ def list_recordings(root: Path, material: str, frequency: str) -> pd.DataFrame:
             else "it has no recording in that layout"
         )
         raise DataError(
-            f"'{root.name}' has no recordings named deg*/{material}/{material}_deg*_{frequency}_<take>.wav ({there}); choose another "
-            f"material or frequency, or another folder."
+            f"'{shown(root.name)}' has no recordings named deg*/{material}/{material}_deg*_{frequency}_<take>.wav ({there}); choose "
+            f"another material or frequency, or another folder."
         )
     twice = chosen[chosen.duplicated(["angle", "frequency", "sequence"], keep=False)]
     if not twice.empty:

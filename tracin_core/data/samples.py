@@ -206,7 +206,7 @@ def torch_permutation(count: int, seed: int) -> npt.NDArray[np.int64]:
 
 
 def stratified_sides(samples: pd.DataFrame, section: SplitSection) -> list[str]:
-    """The rule `stratified`: each group is on every side in the asked shares, to within one sample.
+    """The rule `stratified`: every side has its share of each group to within two samples, and of the whole to within one.
 
     Groups are the labels; numbers of more than ten different values (and targets to be met) are grouped by their deciles. The samples,
     group by group and shuffled within it by NumPy's legacy generator, are dealt out one by one, each to the side that lacks most of its

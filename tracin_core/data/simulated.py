@@ -140,6 +140,8 @@ class FaultPlan:
 def fault_plan(takes: int, split: SplitSection, seed: int) -> FaultPlan:
     """Faults in distinct training takes: one bad, one clipped, one copied, and wrong labels at least two classes away in the others."""
     generator = np.random.default_rng([seed, takes])
+    if split.rule != "sequence":
+        raise DataError(f'Faults are planted in whole takes, but the split rule is "{split.rule}"; choose rule = "sequence".')
     if min(takes, split.train) < 2:
         raise DataError(
             f"Faults need at least 2 training takes, but {takes} takes with {split.train} for training were asked for; simulate more."

@@ -1,6 +1,9 @@
-"""CSV files with a row per sample, read by pandas as text and judged cell by cell: nothing that is no number becomes one."""
+"""CSV files with a row per sample, parsed by pandas: a column is of numbers if every cell is one, and text as it stands if not."""
 
+import codecs
+import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +31,8 @@ from tracin_core.errors import DataError, UnreadableSampleError
 from tracin_core.recipe import TableData
 
 LARGEST_FILE: Final = 2**28  # the web process reads it
+MOST_COLUMNS: Final = 10_000
+MOST_CELLS: Final = 2**26
 OTHER_SEPARATORS: Final = (";", "\t", "|")
 
 
@@ -70,7 +75,7 @@ class TableReader:
 
     @cached_property
     def _cells(self) -> pd.DataFrame:
-        cells = read_cells(self.section.file)
+        cells = read_cells(self.section.file, self._stays_text)
         wanted = [
             ("target", self.section.target),
             ("id", self.section.id),
@@ -84,6 +89,12 @@ class TableReader:
                     f"the recipe."
                 )
         return cells
+
+    def _stays_text(self, name: str) -> bool:
+        """Whether pandas may not make numbers of a column: of ids and codes their zeros count."""
+        if self.section.features is not None:
+            return name not in self.section.features
+        return name in (self.section.target, self.section.id or "id")
 
     @property
     def _named_ids(self) -> str | None:
@@ -115,11 +126,14 @@ class TableReader:
         return features
 
     def _is_of_numbers(self, name: str) -> bool:
-        numbers = pd.to_numeric(self._cells[name], errors="coerce").notna()
+        cells = self._cells[name]
+        if pd.api.types.is_bool_dtype(cells):
+            return False
+        numbers = pd.to_numeric(cells, errors="coerce").notna()
         if numbers.any() and not numbers.all():
             row = int((~numbers).to_numpy().argmax())
             raise DataError(
-                f"The column '{shown(name)}' has {int(numbers.sum())} numbers, but '{shown(self._cells[name].iloc[row])}' for the sample "
+                f"The column '{shown(name)}' has {int(numbers.sum())} numbers, but '{shown(cells.iloc[row])}' for the sample "
                 f"'{shown(self._ids[row])}'; mend the cell, or name the features in the recipe (features = [...])."
             )
         return bool(numbers.all())
@@ -139,14 +153,16 @@ class TableReader:
 
 def values_of(cells: pd.Series) -> pd.Series:
     """The cells as numbers if each is one (or, of numbers, missing) and none has a leading zero as codes do; else as they stand."""
+    if pd.api.types.is_bool_dtype(cells) or pd.api.types.is_numeric_dtype(cells):
+        return cells
     numbers = pd.to_numeric(cells, errors="coerce")
     told = cells.str.strip() != ""
     coded = cells.str.fullmatch(r"\s*[+-]?0[0-9].*")
     return numbers if bool(told.any()) and bool(numbers[told].notna().all()) and not bool(coded.any()) else cells
 
 
-def read_cells(path: Path) -> pd.DataFrame:
-    """The text of every cell, under the names of the first line.
+def read_cells(path: Path, stays_text: Callable[[str], bool]) -> pd.DataFrame:
+    """The cells below the names of the first line.
 
     Raises:
         UnreadableSampleError: the file is no UTF-8 text, or has NUL bytes.
@@ -154,40 +170,62 @@ def read_cells(path: Path) -> pd.DataFrame:
     """
     name = shown(path.name)
     with open_regular(path, largest=LARGEST_FILE) as file:
-        raw = file.read()
+        raw = file.read().removeprefix(codecs.BOM_UTF8)
     if b"\0" in raw:
         raise UnreadableSampleError(f"'{name}' has NUL bytes, so it is no text in UTF-8; save it as CSV UTF-8.")
+    line, body = [*re.split(rb"\r\n|\r|\n", raw, maxsplit=1), b""][:2]
+    cells_in_all = raw.count(b",") + raw.count(b"\n")
+    if line.count(b",") >= MOST_COLUMNS or cells_in_all > MOST_CELLS:
+        raise DataError(
+            f"'{name}' has {line.count(b',') + 1:,} columns and about {cells_in_all:,} cells, but at most {MOST_COLUMNS:,} and "
+            f"{MOST_CELLS:,} are read; save arrays in a .npz file instead."
+        )
     with readable(path.name):
-        cells = pd.read_csv(io.BytesIO(raw), header=None, dtype="str", keep_default_na=False, encoding="utf-8-sig")
-    header, cells = cells.iloc[0], cells.iloc[1:].reset_index(drop=True)
-    if len(header) == 1 and any(separator in str(header.iloc[0]) for separator in OTHER_SEPARATORS):
-        raise DataError(
-            f"'{name}' has its columns apart by something other than a comma ('{shown(header.iloc[0])}'); save it with commas."
-        )
-    cells.columns = pd.Index(checked_names([str(told) for told in header], name))
-    if cells.empty:
-        raise DataError(f"'{name}' has a header, but no row below it; add the samples.")
-    short = cells.isna().any(axis=1).to_numpy()
-    if short.any():
-        row = int(short.argmax())
-        raise DataError(
-            f"Row {row} of '{name}' (the first below the header is 0) has {int(cells.iloc[row].notna().sum())} cells, but there are "
-            f"{len(header)} columns; write every cell, also empty ones."
-        )
+        names = checked_names(next(csv.reader([line.decode()], strict=True), []), name)
+        refuse_ragged(body.decode(), len(names), name)
+        text = {place: "str" for place, column in enumerate(names) if stays_text(column)}
+        cells = pd.read_csv(io.BytesIO(body), header=None, dtype=text, keep_default_na=False, low_memory=False, encoding="utf-8")
+    cells.columns = pd.Index(names)
     return cells
+
+
+def refuse_ragged(body: str, columns: int, file: str) -> None:
+    """There are rows, and each has a cell for every column; pandas would fill short ones up.
+
+    Raises:
+        DataError: names the first row that has not.
+    """
+    count = 0
+    for cells in csv.reader(io.StringIO(body, newline=""), strict=True):
+        if cells and len(cells) != columns:
+            raise DataError(
+                f"Row {count} of '{file}' (the first below the header is 0) has {len(cells)} cells, but the header has {columns}; write "
+                f"every cell, also empty ones."
+            )
+        count += bool(cells)
+    if not count:
+        raise DataError(f"'{file}' has a header, but no row below it; add the samples.")
 
 
 def checked_names(names: list[str], file: str) -> list[str]:
     """The names of columns, each there once.
 
     Raises:
-        DataError: a name is empty, cannot be shown, or stands twice.
+        DataError: a name is empty, cannot be shown, or stands twice; or another separator than a comma stands between them.
     """
+    if not names:
+        raise DataError(f"The first line of '{file}' is empty; write the names of the columns there.")
+    if len(names) == 1 and any(separator in names[0] for separator in OTHER_SEPARATORS):
+        raise DataError(
+            f"'{file}' has its columns apart by something other than a comma ('{shown(names[0])}'); save it with commas."
+        )
+    known: set[str] = set()
     for place, name in enumerate(names):
         if not name.strip() or not name.isprintable():
             raise DataError(
                 f"Column {place + 1} of '{file}' has no name that can be shown ('{shown(name)}'); name it in the first line."
             )
-        if name in names[:place]:
+        if name in known:
             raise DataError(f"The column '{shown(name)}' stands twice in '{file}'; rename one of them.")
+        known.add(name)
     return names
