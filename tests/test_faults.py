@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import time
@@ -176,6 +177,103 @@ def worker_of(place: Workspace) -> int | None:
     return int(rows[0]["owner"].split(":")[1]) if rows else None
 
 
+# ---- SIGSTOP ----------------------------------------------------------------------------------------------------------------
+
+
+STOPPED_AT = 5  # the block before which a worker is stopped
+
+
+@pytest.fixture
+def place(rig: Rig, tmp_path: Path) -> Iterator[Workspace]:
+    """A workspace in which the run is asked for."""
+    place = open_workspace(shutil.copytree(rig.prepared, tmp_path / "workspace"))
+    assert rig.zygote.run("asked", str(place.root), str(rig.toml)) == 0
+    yield place
+    for process in rig.zygote.living():
+        zygote.kill(process)
+
+
+def stopped_worker(rig: Rig, place: Workspace, *, lease: float | None = None, locked: bool = False) -> int:
+    """A worker that stands still in the middle of the job; watched all the time, by a page that forgives so many seconds."""
+    pid = rig.zygote.fork("stopping_worker", str(place.root), STOPPED_AT, locked)
+    until((place.root / "jobs" / ".worker").exists)
+    if lease:
+        rig.zygote.fork("dashboard", str(place.root), lease)
+    until(lambda: stands_still(pid))
+    return pid
+
+
+def stands_still(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def ends_right(rig: Rig, place: Workspace) -> list[str]:
+    """The job ends, with the right bytes; returns the blocks that were computed, each as often as it was."""
+    until(lambda: job_of(place).state == "done")
+    assert kernels_of(place.root) == rig.kernels
+    assert run_of(place.root, rig.run_id) == rig.run_files
+    lines = [json.loads(line) for line in (place.root / "jobs" / "worker.jsonl").read_text().splitlines()]
+    return [line["block"] for line in lines if line["event"] == "block" and line["computed"]]
+
+
+def test_a_worker_that_awakens_within_its_lease_goes_on(rig: Rig, place: Workspace) -> None:
+    """Looks meanwhile start no other: the lock is held by one who stands still as by one who works."""
+    pid = stopped_worker(rig, place, lease=600.0)
+    assert len(kernels_of(place.root)) == STOPPED_AT - 1
+    time.sleep(0.6)  # some looks
+    assert len(kernels_of(place.root)) == STOPPED_AT - 1
+    assert worker_of(place) == pid
+    os.kill(pid, signal.SIGCONT)
+    told = ends_right(rig, place)
+    assert len(told) == len(set(told)) == len(rig.kernels)
+    assert job_of(place).attempts == 1
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["in a block", "in a transaction"])
+def test_a_worker_that_stands_still_longer_than_its_lease_is_replaced(rig: Rig, place: Workspace, locked: bool) -> None:
+    """Also if it holds the catalogue, which nobody can read meanwhile."""
+    pid = stopped_worker(rig, place, lease=1.0, locked=locked)
+    told = ends_right(rig, place)
+    assert not zygote.is_of(Path(f"/proc/{pid}"), rig.zygote.tag)
+    assert len(told) == len(set(told)) == len(rig.kernels)
+    assert job_of(place).attempts == 2
+
+
+def test_a_worker_whose_job_was_taken_meanwhile_changes_nothing_when_it_awakens(rig: Rig, place: Workspace) -> None:
+    """Its lock's file was removed by hand and its name is that of another boot: another worker does the job, beside it."""
+    first = stopped_worker(rig, place)
+    (place.root / ".worker.lock").unlink()
+    with place.catalogue.transaction() as connection:
+        connection.execute("UPDATE job SET owner = 'another boot' || substr(owner, instr(owner, ':'))")
+    second = stopped_worker(rig, place)
+    assert worker_of(place) == second
+    os.kill(first, signal.SIGCONT)
+    until(lambda: not zygote.is_of(Path(f"/proc/{first}"), rig.zygote.tag))
+    assert (worker_of(place), job_of(place).state) == (second, "running")
+    os.kill(second, signal.SIGCONT)
+    ends_right(rig, place)
+    assert (job_of(place).attempts, job_of(place).error) == (2, None)
+    events = [json.loads(line)["event"] for line in (place.root / "jobs" / "worker.jsonl").read_text().splitlines()]
+    assert Counter(event for event in events if event in ("done", "cancelled", "failed", "taken_over")) == {
+        "done": 1,
+        "taken_over": 1,
+    }
+
+
+def test_a_worker_that_stands_still_without_a_job_is_replaced_too(rig: Rig, tmp_path: Path) -> None:
+    """It holds the lock, and would keep what is asked for waiting for ever."""
+    place = open_workspace(shutil.copytree(rig.prepared, tmp_path / "workspace"))
+    pid = rig.zygote.fork("worker", str(place.root), "600")
+    until((place.root / "jobs" / ".worker").exists)
+    os.kill(pid, signal.SIGSTOP)
+    assert rig.zygote.run("asked", str(place.root), str(rig.toml)) == 0
+    rig.zygote.fork("dashboard", str(place.root), 1.0)
+    ends_right(rig, place)
+    assert not zygote.is_of(Path(f"/proc/{pid}"), rig.zygote.tag)
+    for process in rig.zygote.living():
+        zygote.kill(process)
+
+
 # ---- failing calls ----------------------------------------------------------------------------------------------------------
 
 CALLS = {"write": 1, "fsync": 2, "rename": 3, "open": 4}
@@ -254,7 +352,7 @@ def check_recovery(rig: Rig, place: Path) -> None:
 # ---- a full disk ------------------------------------------------------------------------------------------------------------
 
 SIZES = 10 if LONG else 3
-PATIENCE = 8.0
+PATIENCE = 60.0
 ROOMY = 64 * 2**20
 MOUNTS = os.geteuid() == 0 and shutil.which("mount") is not None
 

@@ -11,11 +11,13 @@ TAG is in the environment of everything that is ever started from here, which is
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import traceback
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +94,31 @@ def kill(pid: int) -> None:
 # ---- what the processes do --------------------------------------------------------------------------------------------------
 
 
-def worker(workspace: str) -> int:
+def worker(workspace: str, idle: str = FINE["TRACIN_WORKER_IDLE"]) -> int:
     """`python -m tracin_core.worker`."""
     from tracin_core import worker as module
 
-    return module.main([workspace])
+    return module.main([workspace, "--idle", idle])
+
+
+def stopping_worker(workspace: str, block: int, locked: bool) -> int:
+    """A worker that is stopped, as by SIGSTOP, when it is about to compute that block; if asked, while it holds the catalogue."""
+    from tracin_core import worker as module
+
+    compute, left = module.run_block, [block]
+
+    def stopping(spec: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            with closing(sqlite3.connect(Path(workspace) / "tracin.sqlite3", timeout=30, isolation_level=None)) as connection:
+                connection.execute("BEGIN EXCLUSIVE")  # the heartbeat is in no transaction now
+                if not locked:
+                    connection.execute("ROLLBACK")
+                os.kill(os.getpid(), signal.SIGSTOP)
+        return compute(spec)
+
+    module.run_block = stopping
+    return worker(workspace)
 
 
 def client(workspace: str, recipe: str) -> int:
@@ -108,14 +130,20 @@ def client(workspace: str, recipe: str) -> int:
     return 0
 
 
-def dashboard(workspace: str) -> int:
-    """What the pages ask, all the time."""
+def dashboard(workspace: str, lease: float = 60.0) -> int:
+    """What the pages ask, all the time; a worker that stands still for so long is ended."""
+    from tracin_core.errors import WorkspaceError
+    from tracin_core.records import jobs
     from tracin_core.records.workspace import open_workspace
 
+    jobs.LEASE_SECONDS = lease  # type: ignore[misc]
+    connect = sqlite3.connect
+    sqlite3.connect = lambda *a, **k: connect(*a, **{**k, "timeout": min(k["timeout"], max(lease, 2.0))})  # type: ignore
     place = open_workspace(workspace)
     while True:
-        place.jobs()
-        place.runs()
+        with suppress(WorkspaceError):  # a page says so, and is opened again
+            place.jobs()
+            place.runs()
         time.sleep(0.2)
 
 

@@ -7,8 +7,9 @@
 The worker holds an operating-system lock on the workspace for as long as it lives; whoever holds that lock knows that no other
 worker is alive, whatever pids and clocks say. So a job found `running` by a new worker lost its old one, and is simply taken up
 again: the blocks it had finished are on disk. Should the lock's file be removed by hand, the owner's name still tells a living worker
-(`processes`), and a second one takes nothing while the first has a job. A worker that holds the lock but has stopped living is ended by
-whoever has watched its heartbeat stand still for a lease.
+(`processes`), and a second one takes nothing while the first has a job. A worker that holds the lock but stands still (stopped,
+swapped out) is ended by whoever has watched it for a lease: its heartbeat stays what it was, it leaves jobs waiting, or it stands in the
+middle of a transaction and lets nobody read. One that awakens sooner goes on.
 """
 
 import json
@@ -27,8 +28,8 @@ from typing import Any, Final
 
 import filelock
 
-from tracin_core.data.files import write_whole
-from tracin_core.errors import DiskFullError, JobCancelledError, JobFailedError, NotFoundError
+from tracin_core.data.files import write_text, write_whole
+from tracin_core.errors import DiskFullError, JobCancelledError, JobFailedError, NotFoundError, WorkspaceError
 from tracin_core.records import processes
 from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.store import digest_of
@@ -81,6 +82,11 @@ class Job:
 REQUEUE: Final = "UPDATE job SET state = 'queued', error = NULL, result = NULL, finished = NULL"
 
 
+def is_busy(failure: WorkspaceError) -> bool:
+    """Somebody has held the catalogue for as long as one waits for it."""
+    return getattr(failure.__cause__, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+
+
 class JobQueue:
     """The jobs of one workspace, first come first served."""
 
@@ -89,9 +95,13 @@ class JobQueue:
         self.root = root
         self._started: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
-        self._beat: tuple[str | None, float | None] = (None, None)
-        self._beat_seen = 0.0
+        self._sign_of_life: tuple[object, ...] = ()
+        self._seen_at = 0.0
         self._spare = root / "jobs" / ".spare"
+        self._serving = (
+            root / "jobs" / ".worker"
+        )  # the name of the worker that served last; not in the lock, which each look empties
+        self._signed = ""
 
     def submit(self, kind: str, request: dict[str, Any], *, title: str, run_id: str | None = None, who: str = "") -> Job:
         """The job is in the catalogue and a worker is on its way; a live job with the same request is returned as it is, whoever
@@ -155,7 +165,7 @@ class JobQueue:
             JobCancelledError, JobFailedError: it ended otherwise; the message is the job's own.
         """
         while True:
-            job = self.get(job_id)
+            job = self._seen(job_id)
             if on_change is not None:
                 on_change(job)
             if job.state == "done":
@@ -164,8 +174,22 @@ class JobQueue:
                 raise JobCancelledError(f"'{job.title}' was cancelled; resume job {job.id} to go on from the finished blocks.")
             if job.state in ENDED:
                 raise JobFailedError(job.error or f"'{job.title}' ended as '{job.state}' without a message; see its log.")
-            self.ensure_worker()
             time.sleep(every)
+
+    def _seen(self, job_id: str) -> Job:
+        """The job as it is now, looked after; somebody who holds the catalogue is waited for, until it cannot be a worker that lives.
+
+        Raises:
+            WorkspaceError: the catalogue cannot be read.
+        """
+        end = time.monotonic() + 2 * LEASE_SECONDS
+        while True:
+            try:
+                self.ensure_worker()
+                return self.get(job_id)
+            except WorkspaceError as failure:
+                if not is_busy(failure) or time.monotonic() > end:
+                    raise
 
     def log_path(self, job_id: str) -> Path:
         return self.root / "jobs" / f"{job_id}.log"
@@ -192,15 +216,23 @@ class JobQueue:
 
     def ensure_worker(self) -> None:
         """If there is work and no worker that lives, one is started, detached from this process; paused jobs go on if there is room."""
-        self.wake_paused()
-        work = self.catalogue.read("SELECT owner, beat FROM job WHERE state IN ('queued', 'running') ORDER BY state DESC LIMIT 1")
+        try:
+            self.wake_paused()
+            work = self.catalogue.read(
+                "SELECT id, owner, beat, attempts FROM job WHERE state IN ('queued', 'running') "
+                "ORDER BY state DESC, position LIMIT 1"
+            )
+        except WorkspaceError as failure:
+            if is_busy(failure):
+                self._end_if_overdue(None, "busy")
+            raise
         if not work:
             return
         starting = self._started is not None and self._started.poll() is None
         if starting and time.monotonic() - self._started_at < START_SECONDS:
             return
         if self.worker_is_alive():
-            self._end_if_overdue(work[0]["owner"], work[0]["beat"])
+            self._end_if_overdue(work[0]["owner"], *work[0])
             return
         log = self.root / "jobs" / "worker.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -216,13 +248,27 @@ class JobQueue:
             )
         self._started_at = time.monotonic()
 
-    def _end_if_overdue(self, owner: str | None, beat: float | None) -> None:
-        """A worker whose heartbeat stood still for a lease, by this process's own clock, is ended: the next look starts another."""
+    def _end_if_overdue(self, owner: str | None, *sign_of_life: object) -> None:
+        """A worker whose signs of life are the same for a lease, by this process's own clock, is ended: the next look starts another."""
         now = time.monotonic()
-        if (owner, beat) != self._beat:
-            self._beat, self._beat_seen = (owner, beat), now
-        elif owner is not None and now - self._beat_seen > LEASE_SECONDS:
-            processes.kill(owner)
+        if sign_of_life != self._sign_of_life:
+            self._sign_of_life, self._seen_at = sign_of_life, now
+        elif now - self._seen_at > LEASE_SECONDS:
+            for name in (owner, self._last_worker()):
+                processes.kill(name)
+
+    def _last_worker(self) -> str | None:
+        try:
+            return self._serving.read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+    def _sign(self, owner: str) -> None:
+        """Whoever watches this worker knows its name, also while it has no job."""
+        if owner != self._signed:
+            with suppress(OSError, DiskFullError):
+                write_text(self._serving, owner)
+                self._signed = owner
 
     def wake_paused(self) -> None:
         """Paused jobs for which the disk has room by now are queued again."""
@@ -258,6 +304,7 @@ class JobQueue:
 
         Jobs whose worker died come first. While another worker that lives has one, there is nothing to do.
         """
+        self._sign(owner)
         if not self.catalogue.read("SELECT 1 FROM job WHERE state IN ('queued', 'running') LIMIT 1"):
             return None
         now = time.time()
@@ -322,6 +369,10 @@ class JobQueue:
             )
             row = connection.execute("SELECT cancel, owner, state FROM job WHERE id = ?", (job_id,)).fetchone()
         return bool(row is not None and not row["cancel"] and row["owner"] == owner and row["state"] == "running")
+
+    def belongs_to(self, job_id: str, owner: str) -> bool:
+        """This owner has the job, running."""
+        return bool(self.catalogue.read("SELECT 1 FROM job WHERE id = ? AND owner = ? AND state = 'running'", (job_id, owner)))
 
     def finish(
         self, job_id: str, owner: str, state: str, *, error: str | None = None, result: dict[str, Any] | None = None

@@ -31,6 +31,10 @@ class SteppedBack(Exception):
     """The job has nothing to do for now, and others wait: it goes behind them."""
 
 
+class TakenOver(SteppedBack):
+    """Another worker has the job: this one stood still for so long that it was thought dead."""
+
+
 class Progress:
     """What a running job tells: its step, how far it is, when it may end. Also where it learns that it should stop."""
 
@@ -78,6 +82,7 @@ class Progress:
 
         Raises:
             JobCancelledError: somebody cancelled the job.
+            TakenOver: another worker has it by now.
             InterruptedJob: this process was asked to end.
         """
         self._done, self._total = done, total or self._total
@@ -133,6 +138,9 @@ class Progress:
             eta_seconds=self._remaining(fraction),
             **more,
         )
+        if not going and not self.workspace.queue.belongs_to(self.job.id, self.owner):
+            self.note("taken_over", step=self._step)
+            raise TakenOver
         if not going:
             raise JobCancelledError(f"'{self.job.title}' was cancelled during '{self._step}'; finished blocks are kept.")
 
