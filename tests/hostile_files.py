@@ -3,6 +3,7 @@
 Nothing here is a payload that does harm: what would run code would only make the marker file.
 """
 
+import argparse
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -162,9 +164,35 @@ def pickles_that_call(state: State, marker: Path) -> Iterator[tuple[str, bytes, 
     yield "inst_1.pt", changed(saved(state), data_pkl=b"(S'" + touch.encode() + b"'\nios\nsystem\n."), "'os.system'"
     yield "extension_1.pt", changed(saved(state), data_pkl=b"\x80\x02\x82\x01."), "EXT1"
     yield "newobj_1.pt", changed(saved(state), data_pkl=b"\x80\x02ccollections\nOrderedDict\n)\x81."), "NEWOBJ"
+    for opcode, form in (
+        ("EXT2", b"\x83\x01\0"),
+        ("EXT4", b"\x84\x01\0\0\0"),
+        ("PERSID", b"P0\n"),
+        ("BYTEARRAY8", b"\x96" + bytes(8)),
+    ):
+        yield f"opcode_{opcode}_1.pt", changed(saved(state), data_pkl=b"\x80\x02" + form + b"."), opcode
+    yield "obj_1.pt", changed(saved(state), data_pkl=b"(cos\nsystem\n" + text(touch) + b"o."), "'os.system'"
+    yield "newobj_ex_1.pt", changed(saved(state), data_pkl=b"ccollections\nOrderedDict\n)}\x92."), "NEWOBJ_EX"
+    stack = text("os") + text("system") + b"\x93" + text(touch) + b"\x85R."
+    yield "stack_global_1.pt", changed(saved(state), data_pkl=b"\x80\x04" + stack), "'os.system'"
+    dotted = text("torch") + text("serialization.os.system") + b"\x93" + text(touch) + b"\x85R."
+    yield "dotted_1.pt", changed(saved(state), data_pkl=b"\x80\x04" + dotted), "'torch.serialization.os.system'"
+    for protocol in (0, 1, 2, 3, 4, 5):
+        yield f"bare_pickle_of_{protocol}_1.pt", pickle.dumps(Call(os.system, touch), protocol), "bare pickle"
+    yield "set_state_1.pt", changed(saved(state), data_pkl=setting_state(touch)), "'os.system'"
+    yield "nested_1.pt", saved({**state, "args": {"a": [({"b": Call(os.system, touch)},)]}}), "'posix.system'"
+    yield "numpy_number_1.pt", saved({"model": state, "val_loss": np.float64(0.5)}), "scalar'"
+    yield "numpy_random_state_1.pt", saved({"model": state, "rng": np.random.RandomState(0).get_state()}), "numpy"
+    yield "namespace_1.pt", saved({"model": state, "args": argparse.Namespace(margin=10.0)}), "save vars(args)"
+    yield "path_1.pt", saved({"model": state, "args": {"root": marker}}), "save str(path)"
     yield "complex_1.pt", saved({key: value.to(torch.complex64) for key, value in state.items()}), "ComplexFloatStorage"
     yield "sparse_1.pt", saved({"classifier.2.bias": torch.ones(3).to_sparse()}), "_rebuild_sparse_tensor"
     yield "meta_1.pt", saved({"classifier.2.bias": torch.ones(1, device="meta")}), "_rebuild_meta_tensor"
+
+
+def setting_state(touch: str) -> bytes:
+    """An allowed container, whose state is then set to what a call returns."""
+    return b"\x80\x02ccollections\nOrderedDict\n)Rcos\nsystem\n" + text(touch) + b"\x85Rb."
 
 
 def archives_that_lie(state: State) -> Iterator[tuple[str, bytes, str]]:
@@ -174,10 +202,15 @@ def archives_that_lie(state: State) -> Iterator[tuple[str, bytes, str]]:
     yield "deflated_bomb_1.pt", archive_of(bomb, zipfile.ZIP_DEFLATED), "compressed"
     yield "cut_half_1.pt", good[: len(good) // 2], "archive is damaged"
     yield "cut_one_byte_1.pt", good[:-1], "archive is damaged"
+    for part in (1, 10, 30, 100):
+        yield f"cut_after_{part}_1.pt", good[:part], "archive is damaged" if part > 4 else "neither"
+    for at, name in ((good.rfind(b"PK\x05\x06") + 16, "place_of_list"), (good.find(b"PK\x01\x02") + 16, "checksum_in_list")):
+        yield f"flipped_{name}_1.pt", good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :], "damaged"
+    yield "other_local_name_1.pt", good.replace(b"archive/data/0", b"archive/data/x", 1), "its name is wrong"
     yield "more_bytes_1.pt", good + b"\0" * 64, "comment or bytes after its end"
     yield "two_archives_1.pt", good + good, "contradict each other"
     data = good.find(records["archive/data/0"])
-    yield "flipped_bit_1.pt", good[:data] + bytes([good[data] ^ 1]) + good[data + 1 :], "checksum is wrong"
+    yield "flipped_bit_1.pt", good[:data] + bytes([good[data] ^ 1]) + good[data + 1 :], "its checksum"
     yield "twice_1.pt", twice(records, "archive/data/0"), "two records of one name"
     yield "twice_other_case_1.pt", archive_of({**records, "archive/DATA.pkl": b"\x80\x02}."}), "two records of one name"
     yield "traversal_1.pt", archive_of({**records, "archive/../../escaped": b"x"}), "leads out"

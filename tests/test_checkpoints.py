@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import socket
 import subprocess
 import threading
 from collections import OrderedDict
@@ -17,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 from hostile_files import archive_of, by_hand, hostile_files, records_of, same_hash, saved
+from intake_child import Standing, standing
 from torch import nn
 
 from tracin_core.engine import checkpoints
@@ -33,9 +35,28 @@ from tracin_core.errors import (
 )
 from tracin_core.records.checkpoint_files import list_checkpoints
 
-MUTATIONS = 300
+LONG = os.environ.get("TRACIN_LONG") == "1"
+MUTATIONS = 5_000 if LONG else 300
+SECONDS = 2.0  # of the processor, for one hostile file
+BYTES = 512 * 2**20  # above three times a file, which its reading may take
 State = dict[str, torch.Tensor]
 ARGUMENTS = {"margin": 10.0, "loss_type": "margin", "seed": 42, "exclusions_file": None, "milestones": [3, 5], "net": {"width": 16}}
+
+
+OWN_CHILD = checkpoints.child
+
+
+@pytest.fixture(scope="module", autouse=True)
+def child() -> Iterator[Standing]:
+    """One watched child reads all files of this module, but for the tests that are about a child's life."""
+    with standing() as one, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "child", one.child)
+        yield one
+
+
+@pytest.fixture
+def own_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "child", OWN_CHILD)
 
 
 class Tied(nn.Module):
@@ -100,6 +121,7 @@ def good_room(model: Ranker, state: State, tmp_path_factory: pytest.TempPathFact
         **dict(good_files(model, state)),
         **dict(sixteen_bit_files(state)),
         **training_files(model, state),
+        **lightning_files(model, state),
         "strange_4.pt": saved({"model_state_dict": state, **STRANGE}),
         "large_9.pt": saved({"model_state_dict": Ranker("large").state_dict()}),
         "other_9.pt": saved(state_of(nn.Linear(3, 3))),
@@ -127,15 +149,22 @@ def one_line(outcome: object) -> str:
 # ---- refusals ---------------------------------------------------------------------------------------------------------------
 
 
-def test_hostile_files_are_refused_in_one_line_and_nothing_happens(state: State, model: Ranker, tmp_path: Path) -> None:
+def test_hostile_files_are_refused_in_one_line_and_nothing_happens(
+    state: State, model: Ranker, child: Standing, tmp_path: Path
+) -> None:
+    """Nothing is written, started, opened or asked of the network; each costs at most 2 s and 512 MB beside three times its bytes."""
     marker = tmp_path / "executed"
     cases = {name: (raw, words) for name, raw, words in hostile_files(state, marker)}
     hostile = room(tmp_path, model, {name: raw for name, (raw, _) in cases.items()})
-    assert len(cases) >= 90
+    assert len(cases) >= 130
     for name, (_, words) in cases.items():
         sentence = one_line(hostile.outcomes[name])
         assert words in sentence, name
         assert sentence.startswith(f"'{name[:4]}"), name
+        cost = child.costs[name]
+        assert cost["acts"] == [], name
+        assert cost["seconds"] <= SECONDS, name
+        assert cost["bytes"] <= 3 * len(hostile.files[name]) + BYTES, name
     assert hostile.finished == list(range(1, len(cases) + 1))
     assert not marker.exists()
     assert list(hostile.store.iterdir()) == []
@@ -143,22 +172,40 @@ def test_hostile_files_are_refused_in_one_line_and_nothing_happens(state: State,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["files", "store"]
 
 
-def test_what_is_no_regular_file_is_refused(state: State, model: Ranker, store: Path, tmp_path: Path) -> None:
+def test_the_watch_notices_what_a_good_file_leads_to(good_room: Room, child: Standing) -> None:
+    """So that its silence about hostile files means something: the first copy of these weights is written, flushed and renamed."""
+    assert good_room.accepted("bare_1.pt")
+    acts = child.costs["bare_1.pt"]["acts"]
+    assert any("for writing" in act for act in acts)
+    assert "os.rename" in acts
+    assert child.costs["bare_1.pt"]["bytes"] < BYTES
+
+
+def test_what_is_no_regular_file_is_refused(state: State, model: Ranker, store: Path, child: Standing, tmp_path: Path) -> None:
     (good,) = written(tmp_path / "files", {"good_1.pt": saved(state)})
     folder = good.parent
     (folder / "link_1.pt").symlink_to(good)
+    (folder / "lost_1.pt").symlink_to(folder / "nowhere")
     (folder / "folder_1.pt").mkdir()
     os.mkfifo(folder / "pipe_1.pt")
-    with (folder / "huge_1.pt").open("wb") as file:
+    with socket.socket(socket.AF_UNIX) as listener, (folder / "huge_1.pt").open("wb") as file:
+        listener.bind(str(folder / "talk_1.pt"))
         file.truncate(2**33 + 1)
-    names = ("link_1.pt", "folder_1.pt", "pipe_1.pt", "huge_1.pt", "absent_1.pt", "\udcff_1.pt")
-    outcomes = intake_folder([folder / name for name in names] + [good], store, model)
-    words = ("symbolic link", "regular file", "regular file", "more than the limit", "No such file", "No such file")
-    for outcome, word in zip(outcomes, words, strict=False):
-        assert word in one_line(outcome)
+    link, regular, gone = "symbolic link", "regular file", "No such file"
+    cases = {
+        "link_1.pt": link, "lost_1.pt": link, "folder_1.pt": regular, "pipe_1.pt": regular, "talk_1.pt": regular,
+        "/dev/zero": regular, "/dev/tty": regular, "/proc/self/environ": "is empty", "huge_1.pt": "more than the limit",
+        "absent_1.pt": gone, "\udcff_1.pt": gone, "..": "'..'", "../files/good_1.pt": "'..'", "nul\0_1.pt": "NUL",
+        "long" * 100 + "_1.pt": "name too long",
+    }  # fmt: skip
+    outcomes = intake_folder([folder / name for name in cases] + [good], store, model)
+    for outcome, (name, words) in zip(outcomes, cases.items(), strict=False):
+        assert words in one_line(outcome), name
     assert isinstance(outcomes[-1], Checkpoint)
+    assert all(cost["seconds"] < SECONDS for cost in child.costs.values())
 
 
+@pytest.mark.usefixtures("own_child")
 def test_a_file_that_brings_the_child_down_costs_only_itself(
     state: State, model: Ranker, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,12 +218,14 @@ def test_a_file_that_brings_the_child_down_costs_only_itself(
     assert isinstance(last, Checkpoint)
 
 
+@pytest.mark.usefixtures("own_child")
 def test_a_silent_child_is_ended(state: State, model: Ranker, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "ANSWER_SECONDS", 0.05)
     with pytest.raises(MachineError, match="cannot start"):
         intake_folder(written(tmp_path / "files", {"good_1.pt": saved(state)}), store, model)
 
 
+@pytest.mark.usefixtures("own_child")
 def test_a_child_that_cannot_start_is_not_the_files_fault(
     state: State, model: Ranker, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +234,7 @@ def test_a_child_that_cannot_start_is_not_the_files_fault(
         intake_folder(written(tmp_path / "files", {"good_1.pt": saved(state)}), store, model)
 
 
+@pytest.mark.usefixtures("own_child")
 def test_nothing_is_left_when_the_caller_stops_listening(
     state: State, model: Ranker, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,6 +393,48 @@ def good_files(model: Ranker, state: State) -> Iterator[tuple[str, bytes]]:
     yield "plain_21.safetensors", safetensors.torch.save(plain)
     yield "described_22.safetensors", safetensors.torch.save(state, metadata={"format": "pt"})
     yield "prefixed_23.safetensors", safetensors.torch.save(prefixed(plain, "module."))
+    yield "lightning_24.ckpt", saved(lightning(model, "model."))
+    yield "lightning_net_25.ckpt", saved(lightning(model, "net."))
+    yield "lightning_compiled_26.ckpt", saved(lightning(model, "model._orig_mod."))
+    yield "parallel_net_27.pt", saved(prefixed(state, "module.net."))
+    yield "torchvision_28.pth", saved({"model": state, "optimizer": milestones.optimizer.state_dict(), "args": {"lr": 0.1}})
+    yield (
+        "timm_29.pth.tar",
+        saved({"arch": "ranker", "state_dict": state, "version": 2, "amp_scaler": {"scale": 65536.0}, "metric": 0.5}),
+    )
+    yield "averaged_beside_30.pt", saved({"model": state, "model_ema": {name: value * 0.9 for name, value in state.items()}})
+    yield (
+        "all_random_states_31.pt",
+        saved({"model": state, "python": random.getstate(), "torch": torch.get_rng_state(), "cuda": [torch.get_rng_state()]}),
+    )
+    yield "history_32.pt", saved({"net": state, "history": [[0.5, 0.25]] * 1000, "best": {"epoch": 4, "loss": float("inf")}})
+    yield (
+        "classes_33.pt",
+        saved({"model": state, "classes": ["deg000", "角度"], "index": {0: "deg000"}, "size": 2**70, "none": None}),
+    )
+    yield "spaced name (copy) 34.pt", saved(state)
+
+
+def lightning(model: nn.Module, prefix: str, *, epoch: int = 4, rates: tuple[float, ...] = (0.025,)) -> dict[str, Any]:
+    """What Lightning's `ModelCheckpoint` saves of a module that holds the network under this prefix."""
+    groups = [{"params": [parameter], "lr": rate} for parameter, rate in zip(model.parameters(), rates, strict=False)]
+    optimizer = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    return {
+        "epoch": epoch,
+        "global_step": 12 * (epoch + 1),
+        "pytorch-lightning_version": "2.4.0",
+        "state_dict": prefixed(state_of(model), prefix),
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"current": {"ready": epoch + 1, "completed": epoch}}}},
+        "callbacks": {
+            "ModelCheckpoint{'monitor': None}": {"best_model_path": "/x/epoch=4.ckpt", "best_model_score": torch.tensor(0.5)}
+        },
+        "optimizer_states": [optimizer.state_dict()],
+        "lr_schedulers": [schedule.state_dict()],
+        "MixedPrecision": {"scale": 65536.0, "_growth_tracker": 0},
+        "hparams_name": "kwargs",
+        "hyper_parameters": {"margin": 2.0, "learning_rate": 0.1, "batch_size": 8},
+    }
 
 
 def on_a_gpu(raw: bytes) -> bytes:
@@ -356,11 +448,11 @@ def on_a_gpu(raw: bytes) -> bytes:
 def test_good_files_are_accepted_with_one_identity(model: Ranker, state: State, good_room: Room) -> None:
     """Equal weights have one digest and one copy, however they were wrapped; each file keeps its own name and epoch."""
     names = [name for name, _ in good_files(model, state)]
-    assert len(names) >= 23
+    assert len(names) >= 34
     for name in names:
         taken = good_room.accepted(name)
         assert taken.source == name
-        assert taken.epoch == int(name.rsplit("_", 1)[1].split(".")[0])
+        assert taken.epoch == (5 if "lightning" in name else int(name.replace(" ", "_").rsplit("_", 1)[1].split(".")[0]))
         assert taken.parameters == 5_733
         assert taken.stored_as == ("float64" if "double" in name else "float32")
         assert Checkpoint.from_dict(json.loads(json.dumps(taken.to_dict(), allow_nan=False))) == taken
@@ -450,6 +542,37 @@ def training_files(model: Ranker, state: State) -> dict[str, bytes]:
     }
 
 
+def lightning_files(model: Ranker, state: State) -> dict[str, bytes]:
+    """By what is asked of them."""
+    return {
+        "epoch=4-step=60.ckpt": saved(lightning(model, "model.")),
+        "epoch=7-step=96-v1.ckpt": saved({"state_dict": prefixed(state, "model.")}),
+        "before-training.ckpt": saved({**lightning(model, "model.", epoch=0), "global_step": 0}),
+        "two_rates_5.ckpt": saved(lightning(model, "model.", rates=(0.1, 0.2))),
+        "one_rate_5.ckpt": saved(lightning(model, "model.", rates=(0.1, 0.1))),
+        "losses_6.pt": saved(
+            {"model": state, "train_loss": 0.25, "val_loss": torch.tensor(0.5), "loss": 9.0, "hparams": {"margin": 3}}
+        ),
+        "optimizer_7.pt": saved({"model": state, "optimizer": torch.optim.SGD(model.parameters(), lr=0.5).state_dict()}),
+    }
+
+
+def test_what_other_trainers_record_is_read(good_room: Room) -> None:
+    """Lightning counts its epochs from 0, this product from 1: its first one is not taken for the state before training."""
+    names = ("epoch=4-step=60.ckpt", "epoch=7-step=96-v1.ckpt", "before-training.ckpt", "losses_6.pt", "optimizer_7.pt")
+    fifth, eighth, before, losses, optimizer = (good_room.accepted(name) for name in names)
+    assert [(taken.epoch, taken.recorded_epoch) for taken in (fifth, eighth, before)] == [(5, 5), (8, None), (0, 0)]
+    assert (fifth.learning_rate, eighth.learning_rate) == (0.025, None), "the optimiser's, not the one that the training began with"
+    assert fifth.arguments == {"margin": 2.0, "learning_rate": 0.1, "batch_size": 8}
+    assert (losses.train_loss, losses.validation_loss, losses.arguments) == (0.25, 0.5, {"margin": 3})
+    assert (optimizer.learning_rate, optimizer.optimizer) == (0.5, "SGD")
+
+
+def test_a_rate_that_differs_between_parameters_is_not_guessed(good_room: Room) -> None:
+    assert good_room.accepted("two_rates_5.ckpt").learning_rate is None
+    assert good_room.accepted("one_rate_5.ckpt").learning_rate == 0.1
+
+
 def test_the_records_of_a_training_are_kept(model: Ranker, good_room: Room) -> None:
     names = ("adamw_1.pt", "momentum_2.pt", "plain_sgd_3.pt", "rmsprop_4.pt", "bare_1.pt")
     adamw, momentum, plain, rmsprop, bare = (good_room.accepted(name) for name in names)
@@ -520,6 +643,28 @@ def test_checkpoints_are_listed_by_epoch(tmp_path: Path) -> None:
     names = [f"model_epoch_{n}.pt" for n in (10, 12, 2)]
     written(tmp_path, dict.fromkeys(names, b"x"))
     assert [path.name for path in list_checkpoints(tmp_path, "model_epoch_")] == [f"model_epoch_{n}.pt" for n in (2, 10, 12)]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "names"),
+    [
+        ("epoch=", ["epoch=2-step=30.ckpt", "epoch=9.ckpt", "epoch=10-step=150.ckpt"]),
+        ("checkpoint_", ["checkpoint_1.pth.tar", "checkpoint_2.safetensors", "checkpoint_10.pt"]),
+    ],
+)
+def test_names_of_other_trainers_are_listed(prefix: str, names: list[str], tmp_path: Path) -> None:
+    written(tmp_path, dict.fromkeys([*names, "other.pt", f"{prefix}١.pt"], b"x"))
+    assert [path.name for path in list_checkpoints(tmp_path, prefix)] == names
+
+
+@pytest.mark.parametrize("names", [[], ["a" * 250, "b\n.pt"], ["\x1b[31m" + "c" * 90], ["1.pt", "01.pt"]])
+def test_a_folder_is_refused_in_one_line(names: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / ("folder\n" + "x" * 200)
+    written(folder, dict.fromkeys(names, b"x"))
+    for place in (folder, folder / "gone"):
+        with pytest.raises(CheckpointError) as failure:
+            list_checkpoints(place, "" if "1.pt" in names else "model_epoch_" * 20)
+        one_line(failure.value)
 
 
 # ---- damage -----------------------------------------------------------------------------------------------------------------

@@ -27,12 +27,12 @@ from tracin_core.errors import CheckpointError, UnsafeCheckpointError
 
 SIZE_LIMIT: Final = 8 * 2**30
 PICKLE_LIMIT: Final = 16 * 2**20
-STEP_LIMIT: Final = 2_000_000
+STEP_LIMIT: Final = 1_000_000
 HEADER_LIMIT: Final = 16 * 2**20
 SPARE_MEMORY: Final = 256 * 2**20
 SENTENCE_LIMIT: Final = 200 - len("refused: ")  # which `inspect` writes before it
 TEXT_LIMIT, ENTRY_LIMIT, DEPTH_LIMIT = 1000, 1000, 4
-EPOCH_IN_NAME: Final = re.compile(r"(?<!\d)(\d{1,9})\.\w+$", re.ASCII)
+EPOCH_IN_NAME: Final = re.compile(r"(?<!\d)(\d{1,9})(?:\.pth)?\.\w+$", re.ASCII)  # also of .pth.tar
 LIGHTNING_NAME: Final = re.compile(r"epoch=(\d{1,9})(?!\d)", re.ASCII)
 LIGHTNING: Final = "pytorch-lightning_version"
 
@@ -129,7 +129,7 @@ def require_regular(name: str, status: os.stat_result) -> None:
 def limit_resources(size: int, cpu_seconds: int) -> None:
     """From here on, this process may take three times the file and 256 MiB more memory, and so much more processor time."""
     spent = resource.getrusage(resource.RUSAGE_SELF)
-    lower_limit(resource.RLIMIT_CPU, int(spent.ru_utime + spent.ru_stime) + cpu_seconds)
+    lower_limit(resource.RLIMIT_CPU, math.ceil(spent.ru_utime + spent.ru_stime) + cpu_seconds)
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     except OSError:
@@ -173,7 +173,7 @@ def refuse_look_alikes(name: str, raw: bytes) -> None:
     if raw.startswith(LEGACY_MAGIC) or raw[257:262] == b"ustar":
         raise unsafe(name, "it is in the format of torch before 1.6, a pickle that can run code", SAVE_ANEW)
     if raw[:1] == b"\x80" or (raw[8:9] != b"{" and raw[:1] in b"c(}]ilF0" and raw.rstrip().endswith(b".")):
-        named = next((told for told in foreign_globals(raw[:PICKLE_LIMIT])), None)
+        named = next(iter(walked(raw[:PICKLE_LIMIT])[0]), None)
         asks = "" if named is None else f" (this one asks for '{named}')"
         raise unsafe(name, f"it is a bare pickle, which can run code{asks}", SAVE_ANEW)
 
@@ -282,7 +282,7 @@ def fault_of_bytes(archive: zipfile.ZipFile) -> str | None:
     """A record whose bytes are not those that were saved; torch itself does not look."""
     damaged = archive.testzip()
     if damaged is not None:
-        return f"record '{damaged[-24:]}' is damaged (its checksum is wrong)"
+        return f"record '{damaged[-24:]}' is damaged (its checksum or its name is wrong)"
     order = f"{root_of(archive)}/byteorder"
     if order in archive.namelist() and archive.read(order) != b"little":
         return "it was saved on a big-endian machine"
@@ -294,41 +294,41 @@ def fault_of_bytes(archive: zipfile.ZipFile) -> str | None:
 
 def check_pickle(name: str, pickle: bytes) -> None:
     """The opcodes are walked, none executed; a global or opcode outside the lists is named."""
-    foreign = foreign_globals(pickle)
+    foreign, fault = walked(pickle)
     if foreign:
         cure = SAVE_INSTEAD.get(foreign[0].split(".")[0], SAVE_PLAIN)
         raise unsafe(name, f"it asks for '{foreign[0][:60]}', which plain weights do not need", cure)
-    try:
-        for step, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
-            if step > STEP_LIMIT:
-                raise unsafe(name, f"its pickle has more than {STEP_LIMIT} steps", SAVE_PLAIN)
-            if opcode.name not in ALLOWED_OPCODES:
-                raise unsafe(name, f"its pickle uses {opcode.name}, which plain weights do not need", SAVE_PLAIN)
-            if opcode.name == "LONG_BINPUT" and int(argument or 0) > STEP_LIMIT:
-                raise unsafe(name, "its pickle numbers its parts without bound", SAVE_PLAIN)
-    except CheckpointError:
-        raise
-    except Exception as failure:
-        raise unsafe(name, f"its pickle is damaged ({type(failure).__name__})", SAVE_PLAIN) from failure
+    if fault is not None:
+        raise unsafe(name, fault, SAVE_PLAIN)
 
 
-def foreign_globals(pickle: bytes) -> list[str]:
-    """The globals outside the list that the pickle asks for, as `module.name`, as far as it can be read."""
-    found: list[str] = []
+def walked(pickle: bytes) -> tuple[list[str], str | None]:
+    """The globals outside the list that the pickle asks for, as `module.name`, as far as it can be read; and the first other fault."""
+    foreign: list[str] = []
+    fault: str | None = None
     texts: list[str] = ["", ""]
     try:
         for step, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
             if step > STEP_LIMIT:
-                break
+                return foreign, fault or f"its pickle has more than {STEP_LIMIT} steps"
+            fault = fault or fault_of_step(opcode.name, argument)
             if opcode.name == "STACK_GLOBAL":
-                found.append(".".join(texts))
+                foreign.append(".".join(texts))
             elif opcode.name in ("GLOBAL", "INST") and (argument not in ALLOWED_GLOBALS or opcode.name == "INST"):
-                found.append(str(argument).replace(" ", "."))
+                foreign.append(str(argument).replace(" ", "."))
             elif "UNICODE" in opcode.name or "STRING" in opcode.name:
                 texts = [texts[1], str(argument)]
-    except Exception:
-        return found  # `check_pickle` tells what is damaged
-    return found
+    except Exception as failure:
+        fault = fault or f"its pickle is damaged ({type(failure).__name__})"
+    return foreign, fault
+
+
+def fault_of_step(opcode: str, argument: Any) -> str | None:
+    if opcode not in ALLOWED_OPCODES:
+        return f"its pickle uses {opcode}, which plain weights do not need"
+    if opcode == "LONG_BINPUT" and int(argument or 0) > STEP_LIMIT:
+        return "its pickle numbers its parts without bound"
+    return None
 
 
 def load_plain(name: str, raw: bytes) -> dict[Any, Any]:

@@ -6,13 +6,20 @@ from pathlib import Path
 
 from tracin_core.errors import CheckpointError, NoCheckpointsError
 
-SUFFIXES = (".pt", ".pth", ".safetensors")
+SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".safetensors")
+NAME_LIMIT = 32  # of a name within a sentence
 
 
 def epoch_of(name: str, prefix: str) -> int | None:
-    """The number after the prefix, or None if the name has another form."""
-    match = re.fullmatch(rf"{re.escape(prefix)}(\d+)(?:{'|'.join(map(re.escape, SUFFIXES))})", name)
+    """The number after the prefix, or None if the name has another form. Lightning's names may say the step beside it."""
+    match = re.fullmatch(rf"{re.escape(prefix)}(\d+)(?:-step=\d+)?(?:{'|'.join(map(re.escape, SUFFIXES))})", name, re.ASCII)
     return None if match is None else int(match.group(1))
+
+
+def shown(name: str) -> str:
+    """The name on one line, as a sentence has room for it."""
+    plain = "".join(character if character.isprintable() else "?" for character in name)
+    return plain if len(plain) <= NAME_LIMIT else f"{plain[: NAME_LIMIT // 2 - 2]}...{plain[-NAME_LIMIT // 2 + 2 :]}"
 
 
 def list_checkpoints(folder: Path, prefix: str) -> list[Path]:
@@ -26,18 +33,17 @@ def list_checkpoints(folder: Path, prefix: str) -> list[Path]:
         names = sorted(path.name for path in folder.iterdir())
     except OSError as failure:
         raise NoCheckpointsError(
-            f"The checkpoint folder '{folder.name}' cannot be read ({failure.strerror}); choose another folder."
+            f"The checkpoint folder '{shown(folder.name)}' cannot be read ({failure.strerror}); choose another folder."
         ) from failure
     numbered = sorted((epoch, name) for name in names if (epoch := epoch_of(name, prefix)) is not None)
     if not numbered:
-        there = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "nothing"
+        there = f"'{shown(names[0])}'{', ...' if len(names) > 1 else ''}" if names else "nothing"
         raise NoCheckpointsError(
-            f"The folder '{folder.name}' has no file named '{prefix}<epoch>.pt' (it holds {there}); choose another folder, or give "
-            f"the prefix of its files."
+            f"'{shown(folder.name)}' has no file named '{shown(prefix)}<epoch>.pt' (it holds {there}); choose another folder or prefix."
         )
     for (epoch, name), (following, other) in itertools.pairwise(numbered):
         if epoch == following:
             raise CheckpointError(
-                f"'{name}' and '{other}' are both epoch {epoch} and would be counted twice; move one of them away."
+                f"'{shown(name)}' and '{shown(other)}' are both epoch {epoch} and would be counted twice; move one of them away."
             )
     return [folder / name for _, name in numbered]
