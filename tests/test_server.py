@@ -33,7 +33,7 @@ def ask(workspace_path: Path) -> Ask:
         async def send(message: Any) -> None:
             said.append(message)
 
-        scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""}
+        scope = {"type": "http", "method": "GET", "path": path, "headers": [(b"host", b"localhost:8501")], "query_string": b""}
         with ThreadPoolExecutor(1) as own_thread:  # Playwright leaves its own loop running in this one
             own_thread.submit(asyncio.run, app(scope, receive, send)).result()
         headers = {name.decode(): value.decode() for name, value in said[0]["headers"]}
