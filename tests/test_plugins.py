@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from engine_cases import FLOAT64
+from engine_cases import FLOAT64, autograd_rows, joined
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from tracin_core.data.readers import Reader, sample_digest
 from tracin_core.engine.health import check_model
+from tracin_core.engine.kernel import tangent_kernel
 from tracin_core.engine.models import build_model
 from tracin_core.engine.plugins import PluginReader, load_plugin, plugin_model
 from tracin_core.engine.training import train
@@ -353,18 +354,10 @@ def test_previews_of_another_kind_are_refused(tmp_path: Path, returned: str, tol
 
 def test_a_plugins_kernel_is_that_of_plain_autograd(tmp_path: Path) -> None:
     """The engine treats a plugin's model as any other; here in float64, one backward pass per sample."""
-    from tracin_core.engine.kernel import tangent_kernel
-
     (tmp_path / "sounds.py").write_bytes(TEMPLATE.read_bytes())
     torch.manual_seed(0)
     model = build_model(PluginModel(name="sounds", settings={"width": 4}), tmp_path).double()
     inputs = torch.randn(4, 1, 200, dtype=torch.float64)
     cotangent = torch.randn(4, 2, dtype=torch.float64)
-    rows = []
-    for one, towards in zip(inputs, cotangent, strict=True):
-        model.zero_grad()
-        model(one[None]).mul(towards).sum().backward()
-        rows.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]))
-    torch.testing.assert_close(
-        tangent_kernel(model, inputs, left_cotangent=cotangent), torch.stack(rows) @ torch.stack(rows).T, **FLOAT64
-    )
+    gradients = joined(autograd_rows(model, inputs, 4, cotangent))
+    torch.testing.assert_close(tangent_kernel(model, inputs, left_cotangent=cotangent), gradients @ gradients.T, **FLOAT64)

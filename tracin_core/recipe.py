@@ -79,7 +79,7 @@ class MlpModel(Section):
 
 
 class CnnModel(Section):
-    """Convolutions and a mean over places, for pictures and spectrograms of any size."""
+    """Convolutions and means over a grid of places, for pictures and spectrograms of any size."""
 
     kind: Literal["cnn"] = "cnn"
     channels: int = Field(default=1, ge=1, description="of one sample: 1 grey, 3 colours")

@@ -101,7 +101,7 @@ class Cnn(nn.Module):
         super().__init__()
         self.channels = section.channels
         blocks = [
-            # partial windows at the edges count, so that pictures of any size, down to 1 x 1, pass every block
+            # partial windows at the edges count, so that pictures of any size pass every block
             [nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(1, b), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
             for a, b in pairwise([section.channels, *section.widths])
         ]
