@@ -116,10 +116,11 @@ class Histories(RuleBasedStateMachine):
     # ---- the model ----------------------------------------------------------------------------------------------------------
 
     def next_job(self) -> dict[str, Any] | None:
+        """The first that is queued, after what dead workers left has been queued again where it was."""
         for job in self.jobs:
-            if job["state"] == "running" and job["cancel"]:
-                job["state"], job["cancel"] = "cancelled", False
-        return next((job for job in self.jobs if job["state"] in ("queued", "running")), None)
+            if job["state"] == "running":
+                job["state"], job["cancel"] = "cancelled" if job["cancel"] else "queued", False
+        return next((job for job in self.jobs if job["state"] == "queued"), None)
 
     def wake(self) -> None:
         for job in self.jobs:

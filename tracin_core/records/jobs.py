@@ -302,7 +302,7 @@ class JobQueue:
     def claim(self, owner: str) -> Job | None:
         """The next job is running and belongs to this owner, heartbeat included; None if there is nothing to do.
 
-        Jobs whose worker died come first. While another worker that lives has one, there is nothing to do.
+        A job whose worker died is queued again where it was. While another worker that lives has one, there is nothing to do.
         """
         self._sign(owner)
         if not self.catalogue.read("SELECT 1 FROM job WHERE state IN ('queued', 'running') LIMIT 1"):
