@@ -138,15 +138,15 @@ def test_killed_at_random_the_bytes_are_the_same_and_little_is_redone(rig: Rig, 
 
 
 def disturbed(rig: Rig, place: Path, chance: random.Random, kills: int, counts: Counter[str]) -> None:
-    """One job, with so many kills or fewer if it is quick; every other one begins with an empty workspace."""
-    if counts["jobs"] % 2:
+    """One job, with so many kills or fewer if it is quick; every third one begins with an empty workspace."""
+    if counts["jobs"] % 3 != 1:
         shutil.copytree(rig.prepared, place)
     workspace = open_workspace(place)
     start = {"client": ("client", str(place), str(rig.toml)), "dashboard": ("dashboard", str(place))}
     pids = {name: rig.zygote.fork(*command) for name, command in start.items()}
     until(lambda: job_of(workspace) is not None)
     while kills and job_of(workspace).state != "done":
-        time.sleep(chance.uniform(0.0, 1.2))
+        time.sleep(chance.uniform(0.0, 0.6))
         victim = chance.choice(["worker", "worker", "worker", "client", "dashboard"])
         pid = worker_of(workspace) if victim == "worker" else pids[victim]
         if pid is None:

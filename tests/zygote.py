@@ -257,7 +257,9 @@ def outcome(function: Any, arguments: list[Any]) -> int:
 
 
 def prepare() -> None:
-    """Everything that takes long to import is here."""
+    """Everything that takes long to import is here, also what torch imports when it first differentiates."""
+    import torch.fx.experimental.symbolic_shapes
+
     import tracin_core.engine.checkpoints
     import tracin_core.engine.health
     import tracin_core.engine.kernel
@@ -271,6 +273,7 @@ def prepare() -> None:
     tracin_core.worker.estimate = lambda *_: "no estimate"
     jobs.subprocess = type("Forking", (), {"Popen": ForkedWorker, "DEVNULL": subprocess.DEVNULL})  # type: ignore[assignment]
     assert cli.app
+    assert torch.fx.experimental.symbolic_shapes
     assert threading.active_count() == 1
 
 
