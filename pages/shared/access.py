@@ -68,7 +68,7 @@ def control() -> Control:
 
 
 def root() -> Path:
-    return Path(session.workspace_path())
+    return Path(session.workspace_path())  # `session` imports this module too: it asks `person` who starts a job
 
 
 def require_control() -> None:

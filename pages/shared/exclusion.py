@@ -8,7 +8,7 @@ from typing import Any, Final
 import pandas as pd
 import streamlit as st
 
-from pages.shared import session, widgets
+from pages.shared import access, session, widgets
 from pages.shared.i18n import t
 from pages.shared.session import plain
 from tracin_core.records.runs import Run
@@ -108,7 +108,7 @@ def preview(chosen: pd.DataFrame, mode: PairMode) -> None:
 
 def export(run: Run, chosen: pd.DataFrame, rule: dict[str, Any]) -> None:
     """Writes the list into the workspace, and offers what was written: files to download, and the command that trains with it."""
-    who = st.text_input(t("export.who"), key="who")
+    who = access.person() or st.text_input(t("export.who"), key="who")
     why = st.text_input(t("export.why"), key="why")
     if st.button(t("export.write", n=len(chosen)), type="primary", icon=":material/save:", key="write_list"):
         session.workspace().export_exclusions(run, chosen, rule, who=who, why=why)

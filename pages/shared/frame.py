@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.navigation.page import Page
 
-from pages.shared import session, widgets
+from pages.shared import access, session, widgets
 from pages.shared.i18n import LANGUAGES, preferred, speak_of, t
 from pages.shared.session import plain
 from tracin_core.errors import TracInError
@@ -32,11 +32,14 @@ def show() -> None:
     """The page that the address names is on the screen, in the frame. Runs at each visit, before any page."""
     st.set_page_config(page_title="TracIn Studio", page_icon=str(ICON), layout="wide")
     language = session.linked("lang", preferred(), valid=LANGUAGES, quiet=True)  # before the first text
+    person = access.guard()
     pages = st.navigation({t(f"section.{name}"): [page_named(page) for page in pages] for name, pages in SECTIONS.items()})
     with st.sidebar:
         with advice():
             choose_run()
             job_pill()
+        if person:
+            st.markdown(f":small[{t('access.signed_in', name=plain(person))}]")
         st.segmented_control(t("language"), list(LANGUAGES), format_func=LANGUAGES.__getitem__, required=True, **language)
         widgets.document(st.session_state["lang"])
     pages.run()

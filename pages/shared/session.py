@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import pandas as pd
 import streamlit as st
 
+from pages.shared import access
 from pages.shared.i18n import t
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
@@ -31,8 +32,8 @@ def workspace_path() -> str:
 
 
 def workspace() -> Workspace:
-    """The workspace of this server."""
-    return _open(workspace_path())
+    """The workspace of this server; what is started in it bears the visitor's name, where the server asks for one."""
+    return _open(workspace_path()).by(access.person())
 
 
 @st.cache_resource(show_spinner=False)

@@ -9,8 +9,10 @@ workspace/
     exports/<run>/     exclusion lists with their provenance
     recordings/        simulated recordings of the demo
     trainings/         checkpoints written by this product's own training
+    uploads/<id>/      what came in through the browser, under the names that it had
 """
 
+import copy
 import os
 import time
 from collections.abc import Callable
@@ -60,7 +62,7 @@ __all__ = [
     "verify",
 ]
 
-FOLDERS = ("checkpoints", "datasets", "exports", "jobs", "kernels", "plugins", "recordings", "runs", "trainings")
+FOLDERS = ("checkpoints", "datasets", "exports", "jobs", "kernels", "plugins", "recordings", "runs", "trainings", "uploads")
 TRAINING_FILES = ("training.json", "analysis.toml")  # beside the checkpoints
 USUAL_LOSSES = {"ranking": "margin", "classification": "cross_entropy", "regression": "squared_error"}  # of this product's training
 SEARCH_DEPTH = 5
@@ -88,6 +90,13 @@ class Workspace:
         self.store = BlockStore(self.root / "kernels")
         self.queue = JobQueue(self.catalogue, self.root)
         self.roots = named_roots([self.root, *configured_roots()])
+        self.who = ""
+
+    def by(self, who: str) -> "Workspace":
+        """The same workspace, in which what is started and what is decided bears this person's name."""
+        same = copy.copy(self)
+        same.who = who
+        return same
 
     # ---- runs ---------------------------------------------------------------------------------------------------------------
 
@@ -137,7 +146,7 @@ class Workspace:
             return self.run(run_id)
         self.register_run(run_id, recipe)
         request = {"recipe": recipe.to_dict(), "run_id": run_id}
-        job = self.queue.submit("analysis", request, title=recipe.name, run_id=run_id)
+        job = self.queue.submit("analysis", request, title=recipe.name, run_id=run_id, who=self.who)
         if not wait:
             return job
         self.queue.wait(job.id, on_change=on_change)
@@ -189,11 +198,11 @@ class Workspace:
     def start_demo(self, material: str = "box", frequency: str = "1000hz") -> Job:
         """Simulated recordings, a trained ranker and its analysis are on their way."""
         request = {"material": material, "frequency": frequency}
-        return self.queue.submit("demo", request, title=f"SIMULATED {material} {frequency}")
+        return self.queue.submit("demo", request, title=f"SIMULATED {material} {frequency}", who=self.who)
 
     def start_digits_demo(self) -> Job:
         """Real handwritten digits, some under wrong labels on purpose, a trained classifier and its analysis are on their way."""
-        return self.queue.submit("demo", {"digits": True}, title="MNIST digits, some mislabelled")
+        return self.queue.submit("demo", {"digits": True}, title="MNIST digits, some mislabelled", who=self.who)
 
     def follow(self, recipe: Recipe, *, quiet_seconds: float = 1800.0) -> Job:
         """A training still in progress is being followed: each new checkpoint makes a run, the job's `run_id` names the newest.
@@ -202,13 +211,13 @@ class Workspace:
             quiet_seconds: the training has ended when `training.json` lies beside its checkpoints, or no file of it changed for so long.
         """
         self.data_files(recipe)
-        return self.queue.submit("analysis", {"recipe": recipe.to_dict(), "quiet_seconds": quiet_seconds}, title=recipe.name)
+        return self.queue.submit("analysis", {"recipe": recipe.to_dict(), "quiet_seconds": quiet_seconds}, title=recipe.name, who=self.who)
 
     def start_inspection(self, folder: Path, prefix: str = "model_epoch_", model: ModelSection | None = None) -> Job:
         """The folder's checkpoints are being taken in; the job's result has one entry per file, accepted or refused."""
         list_checkpoints(folder, prefix)
         request = {"folder": str(folder), "prefix": prefix, "model": (model or RankerModel()).model_dump(mode="json")}
-        return self.queue.submit("inspection", request, title=folder.name)
+        return self.queue.submit("inspection", request, title=folder.name, who=self.who)
 
     def start_training(
         self, recipe: Recipe, *, settings: dict[str, Any], folder: Path | None = None, exclusions_file: Path | None = None
@@ -235,7 +244,7 @@ class Workspace:
                 known_exclusions(lines, reader_for(recipe.data).list()["id"].tolist())
             request["exclusions"] = {"file": exclusions_file.name, "lines": lines}
         prepare_folder(place)
-        return self.queue.submit("training", request, title=name)
+        return self.queue.submit("training", request, title=name, who=self.who)
 
     def jobs(self, limit: int = 20) -> list[Job]:
         """Newest first; a dead worker is noticed and replaced by this look."""
@@ -300,6 +309,7 @@ class Workspace:
         Raises:
             ExclusionError: an id does not belong to the run's data set; nothing is written.
         """
+        who = who or self.who
         stamp = datetime.now().astimezone()
         stem = f"{run.recipe.data.stem}_{rule.get('pair_mode', 'list')}_{stamp:%Y%m%d_%H%M%S_%f}"
         provenance = {
