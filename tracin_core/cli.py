@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -249,19 +250,16 @@ def train(
 @app.command()
 def serve(
     workspace: WorkspaceOption = Path("workspace"),
-    host: Annotated[str, typer.Option(help="A loopback address.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Another than a loopback address needs access control.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="TRACIN_PORT", min=1, max=65535)] = 8501,
     with_demo: Annotated[bool, typer.Option("--with-demo", help="Start computing the demo if there is no run yet.")] = False,
 ) -> None:
-    """Start the dashboard on this machine.
+    """Start the dashboard on this machine; for others too, once they have links (access add).
 
     Example: python -m tracin_core serve --port 8501
     """
     if not is_loopback(host):
-        raise InputError(
-            f"The dashboard has no access control yet and does not listen on '{host}'; use 127.0.0.1, and reach it from elsewhere "
-            f"through ssh -L {port}:127.0.0.1:{port}."
-        )
+        require_access_control(workspace, host, port)
     require_free(host, port)
     place = opened(workspace)
     if with_demo and place.runs().empty:
@@ -417,6 +415,58 @@ def answers_of(module: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]
         raise MachineError(f"{told}; check the installation with 'make setup'.")
 
 
+access = typer.Typer(name="access", help="Who may come in over the network: one link per person.", rich_markup_mode=None)
+app.add_typer(access)
+
+
+@access.command("add")
+def access_add(
+    name: Annotated[str, typer.Argument(help="Of the person; it goes with every run and every list that they make.")],
+    url: Annotated[str, typer.Option(help="Where people reach the dashboard.")] = "http://127.0.0.1:8501",
+    workspace: WorkspaceOption = Path("workspace"),
+) -> None:
+    """Give a person a link. It is shown this once; only a hash of it is kept. From the first link on, nobody gets in without one.
+
+    Example: python -m tracin_core access add Mei --url https://tracin.lab.example
+    """
+    from tracin_core.records import access as people
+
+    key = people.add(workspace, name)
+    say(f"{name}'s link, shown only now; whoever has it comes in as {name}:")
+    say(f"{url.rstrip('/')}/enter#{key}")
+
+
+@access.command("list")
+def access_list(workspace: WorkspaceOption = Path("workspace")) -> None:
+    """List who was given a link, and whether it still opens.
+
+    Example: python -m tracin_core access list
+    """
+    from tracin_core.records import access as people
+
+    known = people.links(workspace)
+    for link in known:
+        revoked = "" if link.revoked is None else f", revoked {datetime.fromtimestamp(link.revoked):%Y-%m-%d %H:%M}"
+        say(f"{link.name}: since {datetime.fromtimestamp(link.created):%Y-%m-%d %H:%M}{revoked}")
+    if not known:
+        say("Nobody was given a link; the dashboard serves this machine alone.")
+
+
+@access.command("revoke")
+def access_revoke(
+    name: Annotated[str, typer.Argument(help="Of the person.")],
+    workspace: WorkspaceOption = Path("workspace"),
+) -> None:
+    """Make a person's link open nothing, now: open sessions end too.
+
+    Example: python -m tracin_core access revoke Mei
+    """
+    from tracin_core.records import access as people
+
+    link = people.revoke(workspace, name)
+    say(f"{link.name}'s link opens nothing any more")
+
+
 def size(count: int) -> str:
     """So many bytes, in words."""
     return f"{count / 2**20:.1f} MiB"
@@ -427,6 +477,21 @@ def opened(workspace: Path) -> "Workspace":
     from tracin_core.records.workspace import open_workspace
 
     return open_workspace(workspace)
+
+
+def require_access_control(workspace: Path, host: str, port: int) -> None:
+    """Whoever reaches the dashboard on an address that others reach will be asked who they are. The server itself checks again.
+
+    Raises:
+        InputError: nobody would be asked.
+    """
+    from tracin_core.records import access as people
+
+    if os.environ.get("TRACIN_ACCESS", "").strip().lower() != "oidc" and not people.is_kept(workspace):
+        raise InputError(
+            f"The dashboard asks nobody who they are and does not listen on '{host}'; use 127.0.0.1 (from elsewhere: ssh -L "
+            f"{port}:127.0.0.1:{port}), or give each person a link: python -m tracin_core access add NAME"
+        )
 
 
 def is_loopback(host: str) -> bool:
