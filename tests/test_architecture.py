@@ -22,6 +22,8 @@ DOORS = {
         "tracin_core.records.workspace",
         "tracin_core.records.runs",  # the types of the workspace's answers
         "tracin_core.records.jobs",
+        "tracin_core.records.access",
+        "tracin_core.records.uploads",
         "tracin_core.scores",
         "tracin_core.data",
         "tracin_core.errors",
@@ -60,6 +62,7 @@ DOORS = {
         "tracin_core.records.workspace",
         "tracin_core.records.runs",
         "tracin_core.records.jobs",
+        "tracin_core.records.access",
         "tracin_core.errors",
         "tracin_core.recipe",
     ),
