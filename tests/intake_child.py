@@ -105,5 +105,7 @@ def standing() -> Iterator[Standing]:
 
 
 if __name__ == "__main__":
+    strays = {"pandas", "pydantic", "scipy", "sklearn"} & set(sys.modules)
+    assert not strays, f"the child needs torch alone, but imports {strays}: each start is slower, and hostile files find more in it"
     watch_answers()
     checkpoints.serve()

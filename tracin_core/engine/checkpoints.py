@@ -28,7 +28,6 @@ from torch import nn
 
 from tracin_core.data.files import write_whole
 from tracin_core.engine.intake import bytes_of, comes_from, facts_of, load_checked, plain_text, read_once, refusal, unsafe
-from tracin_core.engine.models import Layout, Ranker
 from tracin_core.errors import (
     CheckpointError,
     CheckpointMismatchError,
@@ -252,6 +251,8 @@ def tied(state: Mapping[str, torch.Tensor]) -> list[list[str]]:
 
 def layouts() -> dict[str, dict[str, list[int]]]:
     """Names and shapes of the published rankers, so that a refusal can say which one a file belongs to."""
+    from tracin_core.engine.models import Layout, Ranker  # brings readers of data along, which the child does without
+
     with torch.device("meta"):
         return {layout: expected_shapes(Ranker(layout)) for layout in get_args(Layout)}
 
