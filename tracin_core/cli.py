@@ -99,6 +99,9 @@ def demo(
     workspace: WorkspaceOption = Path("workspace"),
     material: Annotated[Literal["box", "plastic", "metal"], typer.Option(help="What the simulated enclosure is made of.")] = "box",
     frequency: Annotated[Literal["500hz", "1000hz", "3000hz"], typer.Option(help="Of the simulated tone.")] = "1000hz",
+    digits: Annotated[
+        bool, typer.Option("--digits", help="Real MNIST digits, some mislabelled, and a classifier instead.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait/--background", help="Watch it, or let it run and return.")] = True,
 ) -> None:
     """Make SIMULATED recordings with planted faults, train a ranker on them and analyse it.
@@ -106,9 +109,9 @@ def demo(
     Example: python -m tracin_core demo --material box --frequency 1000hz
     """
     place = opened(workspace)
-    job = place.start_demo(material, frequency)
+    job = place.start_digits_demo() if digits else place.start_demo(material, frequency)
     if not wait:
-        say(f"Job {job.id} computes SIMULATED {material} {frequency} in the background.")
+        say(f"Job {job.id} computes {job.title} in the background.")
         say_next("serve", "--workspace", workspace)
         return
     result = watch(place, job).result or {}
@@ -188,6 +191,7 @@ def generate_exclusions(
     """
     place = opened(workspace)
     chosen_run = the_run(place, run)
+    pair_mode = pair_mode if chosen_run.noun == "pair" else "sample"
     rule: dict[str, Any] = {
         "threshold": threshold,
         "min_occurrences": min_occurrences,
@@ -229,9 +233,12 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Default: 20.", min=1, show_default=False)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: 0.01.", min=0, callback=finite, show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Default: 42.", min=0, max=2**31, show_default=False)] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="analysis.toml: model, data, split and task of the training.", show_default=False)
+    ] = None,
     workspace: WorkspaceOption = Path("workspace"),
 ) -> None:
-    """Train a ranker as a run's was, with an exclusion list if one is given: only the training side of the run's split shrinks.
+    """Train as a run was, or as a recipe says, with an exclusion list if one is given: only the training side of the split shrinks.
 
     Example: python -m tracin_core train --run 1a2b3c4d5e6f --exclusions-file exclusions.txt
     """
@@ -239,11 +246,16 @@ def train(
     task = {"loss": loss_named(loss_type), "margin": margin}
     settings = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed}
     place = opened(workspace)
-    recipe = training_recipe(place, run, data=given(data), task=given(task))
-    job = place.start_training(recipe, settings=given(settings), folder=output_dir, exclusions_file=exclusions_file)
+    if recipe is None:
+        chosen = training_recipe(place, run, data=given(data), task=given(task))
+    elif run is not None or given({**data, **task}):
+        raise typer.BadParameter("--recipe decides run, data, loss and margin; leave these out, or --recipe.")
+    else:
+        chosen = Recipe.from_toml(recipe)
+    job = place.start_training(chosen, settings=given(settings), folder=output_dir, exclusions_file=exclusions_file)
     result = watch(place, job).result or {}
     report_training(result)
-    say(f"Checkpoints: {result['folder']}{simulated_mark(recipe.simulated)}")
+    say(f"Checkpoints: {result['folder']}{simulated_mark(chosen.simulated)}")
     say_next("compute-influence", "--workspace", workspace, "--recipe", result["recipe"])
 
 
@@ -551,16 +563,16 @@ def training_recipe(place: "Workspace", run_id: str | None, *, data: dict[str, A
     With the whole of the data given and no run named, none is needed.
     """
     if run_id is None and len(data) == 3:
-        known: dict[str, Any] = {"checkpoints": {"folder": place.root / "trainings"}, "data": {}}
+        known: dict[str, Any] = {"checkpoints": {"folder": place.root / "trainings"}, "data": {"kind": "recordings"}}
     else:
         run = the_run(place, run_id)
         known = run.recipe.to_dict()
-        task = {
-            **known["task"],
-            "loss": run.loss.name,
-            **{name: getattr(run.loss, name) for name in ("margin", "ghm_bins", "ghm_alpha")},
-            **task,
+        settings = {
+            name: getattr(run.loss, name, None) for name in ("margin", "ghm_bins", "ghm_alpha", "smoothing", "gamma", "q", "delta")
         }
+        fields = type(run.recipe.task).model_fields
+        recorded = {name: value for name, value in settings.items() if name in fields and value is not None}
+        task = {**known["task"], "loss": run.loss.name, **recorded, **task}
         say(f"As run {run.id}: {run.name}{simulated_mark(run.simulated)}")
     data = {**known["data"], **data}
     simulated = data == known["data"] and known.get("simulated", False)
@@ -623,11 +635,15 @@ def step_of(job: "Job") -> str:
 def report_training(result: dict[str, Any]) -> None:
     """What a training used, left out and reached."""
     sides = ", ".join(f"{count} {side}" for side, count in result["split"].items())
-    say(f"Split: {sides} samples; trained on {result['train_samples']} samples in {result['train_pairs']} pairs")
+    pairs = f" in {result['train_pairs']} pairs" if result.get("train_pairs") else ""
+    say(f"Split: {sides} samples; trained on {result['train_samples']} samples{pairs}")
     if result["exclusions"]["file"] is not None:
         report_exclusions(result["exclusions"])
-    side = "validation" if result["test_accuracy"] is None else "test"
-    say(f"Pair accuracy on the {side} side: {result[f'{side}_accuracy']:.3f}")
+    reached = {name: value for name, value in result.items() if name.startswith(("test_", "validation_")) and value is not None}
+    name, value = next(iter(reached.items()))
+    side, _, what = name.partition("_")
+    what = "pair accuracy" if pairs else "accuracy" if what == "accuracy" else "mean absolute error"
+    say(f"{what.capitalize()} on the {side} side: {value:.3f}")
 
 
 def report_exclusions(found: dict[str, Any]) -> None:
@@ -647,10 +663,11 @@ def summarise(run: "Run", workspace: Path) -> None:
     own = view.self_influence()
     say(f"Run {run.id}: {run.name}{simulated_mark(run.simulated)}")
     say(f"{len(run.checkpoints)} checkpoints, loss {run.loss.describe()}, summed over epochs {run.summed_epochs}")
-    say(f"{len(run.train_pairs)} train pairs x {len(run.test_pairs)} test pairs, {int(view.dead_tests.sum())} of the latter dead")
+    train, test = run.counts
+    say(f"{train} train {run.noun}s x {test} test {run.noun}s, {int(view.dead_tests.sum())} of the latter dead")
     for _, check in run.health().iterrows():
         say(f"{'ok  ' if check['passed'] else 'LOOK'} {check['check']}: {check['detail']}")
     say("Highest self-influence:")
     for row in (-own).argsort(kind="stable")[:5]:
-        say(f"  {own[row]:12.4g}  {run.train_pairs['id'].iloc[row]}")
+        say(f"  {own[row]:12.4g}  {view.train.table['id'].iloc[row]}")
     say_next("generate-exclusions", "--workspace", workspace, "--run", run.id, "--output-file", "exclusions.txt")

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from tracin_core.errors import ViewError
-from tracin_core.scores.examples import Cotangent, PairExamples, SampleExamples, TestQuantity, density_tables
+from tracin_core.recipe import Cotangent
+from tracin_core.scores.examples import PairExamples, SampleExamples, TestQuantity, density_tables
 from tracin_core.scores.influence import Array, Kernels, percentiles, require_known
 from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.relabel import relabel_effects
@@ -265,8 +266,8 @@ def with_groups(
     names = names if len(set(names)) == len(names) else [f"{place + 1}. {name}" for place, name in enumerate(names)]
     codes = [np.searchsorted(inner, side[target].to_numpy(dtype=float), side="right") for side in (train, test)]
     kind = pd.CategoricalDtype(names, ordered=True)
-    one, two = (pd.Categorical.from_codes(code, dtype=kind) for code in codes)
-    return train.assign(group=one), test.assign(group=two)
+    of_train, of_test = (pd.Categorical.from_codes(code, dtype=kind) for code in codes)
+    return train.assign(group=of_train), test.assign(group=of_test)
 
 
 def percentiles_of(scores: Array, rows: npt.NDArray[np.int64]) -> Array:
