@@ -211,7 +211,9 @@ class Workspace:
             quiet_seconds: the training has ended when `training.json` lies beside its checkpoints, or no file of it changed for so long.
         """
         self.data_files(recipe)
-        return self.queue.submit("analysis", {"recipe": recipe.to_dict(), "quiet_seconds": quiet_seconds}, title=recipe.name, who=self.who)
+        return self.queue.submit(
+            "analysis", {"recipe": recipe.to_dict(), "quiet_seconds": quiet_seconds}, title=recipe.name, who=self.who
+        )
 
     def start_inspection(self, folder: Path, prefix: str = "model_epoch_", model: ModelSection | None = None) -> Job:
         """The folder's checkpoints are being taken in; the job's result has one entry per file, accepted or refused."""
@@ -401,7 +403,10 @@ class Workspace:
 
         def of_classes(folder: Path, names: list[str]) -> bool:
             return any(
-                inner.suffix.lower() in PICTURES for child in folder.iterdir() if child.is_dir() for inner in islice(child.iterdir(), 50)
+                inner.suffix.lower() in PICTURES
+                for child in folder.iterdir()
+                if child.is_dir()
+                for inner in islice(child.iterdir(), 50)
             )
 
         return self._search(of_classes)
