@@ -8,15 +8,47 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from engine_cases import FLOAT64
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tracin_core.data.samples import all_pairs, split_samples
-from tracin_core.engine.models import Ranker
-from tracin_core.engine.training import TrainingSettings, measure, pair_losses, train_ranker, training_pairs
-from tracin_core.errors import JobCancelledError, NonFiniteError, TooFewClassesError
-from tracin_core.recipe import LossName, SplitSection
+from tracin_core.engine.models import Ranker, build_model
+from tracin_core.engine.objectives import (
+    SampleSettings,
+    TrainingSettings,
+    measure,
+    pair_losses,
+    sample_losses,
+    spread,
+    training_pairs,
+)
+from tracin_core.engine.training import train, train_ranker
+from tracin_core.errors import (
+    DataError,
+    ExclusionError,
+    JobCancelledError,
+    ModelError,
+    NonFiniteError,
+    OutputShapeError,
+    RecipeError,
+    TooFewClassesError,
+)
+from tracin_core.recipe import (
+    ClassificationTask,
+    CnnModel,
+    LabelLossName,
+    LossName,
+    MlpModel,
+    NumberLossName,
+    PluginModel,
+    RankingTask,
+    RegressionTask,
+    SplitSection,
+    TransformerModel,
+)
 from tracin_core.scores.losses import PairLoss, pair_derivative, pair_loss
+from tracin_core.scores.sample_losses import SampleLoss, sample_derivative, sample_loss
 
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}  # scores and margins of about 10 in float32
 TINY: dict[str, Any] = {"epochs": 2, "save_epochs": (1,), "batch_pairs": 16}
@@ -265,3 +297,249 @@ def test_accuracy_counts_ties_as_half(samples: pd.DataFrame, inputs: np.ndarray)
         torch.nn.init.zeros_(parameter)
     measured = measure(model, torch.from_numpy(inputs), samples, np.arange(len(samples)), TrainingSettings(margin=7.0))
     assert measured == {"loss": 7.0, "accuracy": 0.5}
+
+
+# ---- other models, and samples instead of pairs ------------------------------------------------------------------------------
+
+SHORT: dict[str, Any] = {"epochs": 3, "batch_size": 4}
+SHORT_OF: dict[str, dict[str, Any]] = {"ranking": TINY, "classification": SHORT, "regression": SHORT}
+CNN = CnnModel(widths=(4, 4), outputs=3)
+LABELS = ClassificationTask()
+NUMBERS = RegressionTask()
+
+
+@pytest.fixture(scope="module")
+def numbered(samples: pd.DataFrame) -> pd.DataFrame:
+    """The samples of a data set that has no angles: a label and a target each."""
+    return samples.drop(columns=["angle", "sequence"]).assign(target=samples["label"] - 1.0)
+
+
+def outputs_and_targets(outputs: int, seed: int, *, labels: bool) -> tuple[torch.Tensor, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    values = generator.normal(scale=4, size=(9, outputs))
+    targets = generator.integers(0, max(outputs, 2), 9) if labels else generator.normal(scale=4, size=9)
+    return torch.tensor(values, requires_grad=True), targets
+
+
+@settings(deadline=None)
+@given(
+    loss=st.sampled_from(get_args(LabelLossName) + get_args(NumberLossName)),
+    outputs=st.integers(1, 5),
+    seed=st.integers(0, 1000),
+    smoothing=st.sampled_from([0.0, 0.1, 0.9]),
+    gamma=st.sampled_from([0.0, 0.5, 2.0]),
+    q=st.sampled_from([0.1, 0.7, 1.0]),
+    delta=st.sampled_from([0.1, 1.0, 5.0]),
+)
+def test_sample_losses_are_those_of_the_scores(
+    loss: Any, outputs: int, seed: int, smoothing: float, gamma: float, q: float, delta: float
+) -> None:
+    """Value and derivative agree with the numpy formulas that views use, in float64."""
+    of_number = loss in get_args(NumberLossName)
+    assume(
+        outputs == 1
+        if of_number or loss == "binary_cross_entropy"
+        else outputs > 1 or loss not in ("cross_entropy", "label_smoothing")
+    )
+    values, targets = outputs_and_targets(outputs, seed, labels=not of_number)
+    each = {"smoothing": smoothing, "gamma": gamma, "q": q, "delta": delta}
+    losses = sample_losses(values, torch.tensor(targets), SampleSettings(loss=loss, **each))
+    losses.sum().backward()
+    expected = SampleLoss(loss, **each)
+    assert values.grad is not None
+    np.testing.assert_allclose(losses.detach().numpy(), sample_loss(expected, values.detach().numpy(), targets), **FLOAT64)
+    np.testing.assert_allclose(values.grad.numpy(), sample_derivative(expected, values.detach().numpy(), targets), **FLOAT64)
+
+
+@pytest.mark.parametrize("loss", ["focal", "generalized_cross_entropy", "binary_cross_entropy", "cross_entropy"])
+@pytest.mark.parametrize("size", [30.0, 200.0])
+def test_a_sure_output_has_finite_derivatives(loss: Any, size: float) -> None:
+    """Right or wrong beyond what a probability of single precision can tell from 0 and 1."""
+    outputs = torch.tensor([[size], [-size]] if loss == "binary_cross_entropy" else [[size, 0.0], [-size, 0.0]], requires_grad=True)
+    losses = sample_losses(outputs, torch.tensor([0, 0]), SampleSettings(loss=loss, gamma=0.5))
+    losses.sum().backward()
+    assert losses.isfinite().all()
+    assert outputs.grad is not None
+    assert outputs.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "recorded"),
+    [
+        (LABELS, CNN, {"task": "classification", "loss_type": "cross_entropy"}),
+        (ClassificationTask(loss="focal", gamma=1.5), CNN, {"task": "classification", "loss_type": "focal", "gamma": 1.5}),
+        (ClassificationTask(loss="label_smoothing", smoothing=0.2), CNN, {"loss_type": "label_smoothing", "smoothing": 0.2}),
+        (ClassificationTask(loss="generalized_cross_entropy"), CNN, {"loss_type": "generalized_cross_entropy", "q": 0.7}),
+        (NUMBERS, CnnModel(widths=(4,)), {"task": "regression", "loss_type": "squared_error"}),
+        (RegressionTask(loss="huber", delta=0.5), MlpModel(inputs=48 * 32, hidden=(4,)), {"loss_type": "huber", "delta": 0.5}),
+    ],
+)
+def test_checkpoints_record_the_task(
+    numbered: pd.DataFrame, inputs: np.ndarray, tmp_path: Path, task: Any, model: Any, recorded: dict[str, Any]
+) -> None:
+    """The lab's dictionary, and under args what an analysis needs: of a loss's settings the one that matters."""
+    manifest = train(inputs, numbered, tmp_path, model=model, task=task, **SHORT, seed=5, exclusion_list={"file": "list.txt"})
+    score = "error" if task.kind == "regression" else "accuracy"
+    for epoch in range(4):
+        content = load(tmp_path, epoch)
+        build_model(model).load_state_dict(content["model_state_dict"])
+        assert content["epoch"] == epoch
+        assert content["rate_sum"] == pytest.approx(0.02 * 3 * sum([1, 0.75, 0.25][:epoch]))  # 9 samples make 3 batches of 4
+        assert content["val_loss_main"] == manifest["history"][epoch]["validation_loss"]
+        assert content[f"val_{score}"] == manifest["history"][epoch][f"validation_{score}"]
+        assert content["args"].items() >= recorded.items()
+        assert set(content["args"]) & {"margin", "smoothing", "gamma", "q", "delta"} == set(recorded) - {"task", "loss_type"}
+        assert (content["args"]["batch_size"], content["args"]["seed"], content["args"]["exclusions_file"]) == (4, 5, "list.txt")
+    assert json.loads((tmp_path / "training.json").read_text()) == manifest
+    assert manifest[f"test_{score}"] == manifest["history"][-1][f"test_{score}"]
+    assert (manifest["task"], manifest["train_samples"], manifest["train_pairs"]) == (task.kind, 9, 0)
+
+
+def test_what_is_measured_is_the_mean_over_a_side(numbered: pd.DataFrame, inputs: np.ndarray, tmp_path: Path) -> None:
+    """Loss, accuracy and error by hand from the outputs of the last checkpoint."""
+    rows = (numbered["split"] == "validation").to_numpy()
+    pictures = torch.from_numpy(inputs[rows])
+    for task, form in ((LABELS, CNN), (NUMBERS, CnnModel(widths=(4,)))):
+        history = train(inputs, numbered, tmp_path / task.kind, model=form, task=task, **SHORT)["history"]
+        model = build_model(form)
+        model.load_state_dict(load(tmp_path / task.kind, 3)["model_state_dict"])
+        outputs = model(pictures).detach().numpy().astype(float)
+        if task.kind == "classification":
+            labels = numbered["label"].to_numpy()[rows]
+            assert history[-1]["validation_accuracy"] == pytest.approx((outputs.argmax(1) == labels).mean())
+            assert history[-1]["validation_loss"] == pytest.approx(sample_loss(SampleLoss(), outputs, labels).mean(), rel=1e-5)
+        else:
+            away = np.abs(outputs[:, 0] - numbered["target"].to_numpy()[rows])
+            assert history[-1]["validation_error"] == pytest.approx(away.mean(), rel=1e-5)
+            assert history[-1]["validation_loss"] == pytest.approx((away**2).mean(), rel=1e-5)
+
+
+def test_two_classes_in_one_output(numbered: pd.DataFrame, inputs: np.ndarray, tmp_path: Path) -> None:
+    """Its sign tells them apart, by binary cross-entropy where nothing is said."""
+    two = numbered.assign(label=(numbered["label"] > 0).astype(int))
+    manifest = train(inputs, two, tmp_path, model=CnnModel(widths=(4,)), task=LABELS, epochs=20, batch_size=4, learning_rate=0.1)
+    assert load(tmp_path, 20)["args"]["loss_type"] == "binary_cross_entropy"
+    assert manifest["history"][-1]["train_accuracy"] == 1
+
+
+RATES = {"mlp": 0.002, "cnn": 0.02, "transformer": 0.1}
+
+
+@pytest.mark.parametrize(("task", "outputs"), [(LABELS, 3), (NUMBERS, 1), (RankingTask(margin=2.0), 1)])
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "transformer"])
+def test_every_model_learns_every_task(
+    numbered: pd.DataFrame, inputs: np.ndarray, tmp_path: Path, kind: str, task: Any, outputs: int
+) -> None:
+    """Pictures, or for the transformer their rows, in batches: the loss of the training side falls to half."""
+    form: Any = {
+        "mlp": MlpModel(inputs=48 * 32, hidden=(8,), outputs=outputs),
+        "cnn": CnnModel(widths=(4, 4), outputs=outputs),
+        "transformer": TransformerModel(features=32, length=48, width=8, heads=2, layers=1, outputs=outputs),
+    }[kind]
+    batch = {"batch_pairs": 8} if task.kind == "ranking" else {"batch_size": 4}
+    given_ = inputs[:, 0] if kind == "transformer" else inputs
+    told = train(given_, numbered, tmp_path, model=form, task=task, epochs=25, learning_rate=RATES[kind], **batch)
+    assert told["history"][-1]["train_loss"] < 0.5 * told["history"][0]["train_loss"]
+
+
+def test_the_mlp_is_fitted_to_the_training_side(numbered: pd.DataFrame, inputs: np.ndarray, tmp_path: Path) -> None:
+    """Excluded samples count too, so that an exclusion changes the loss and nothing else."""
+    form = MlpModel(inputs=48 * 32, hidden=(4,), outputs=3)
+    for name, excluded in (("all", []), ("some", ids(numbered, "train")[:2])):
+        train(inputs, numbered, tmp_path / name, model=form, task=LABELS, **SHORT, exclude_samples=excluded)
+    train_rows = inputs[(numbered["split"] == "train").to_numpy()].reshape(9, -1)
+    for epoch in (0, 3):
+        states = [load(tmp_path / name, epoch)["model_state_dict"] for name in ("all", "some")]
+        for state in states:
+            np.testing.assert_allclose(state["mean"].numpy(), train_rows.mean(0), **FLOAT32)
+            np.testing.assert_allclose(state["deviation"].numpy(), train_rows.std(0), **FLOAT32)
+        assert torch.equal(states[0]["layers.0.weight"], states[1]["layers.0.weight"]) == (epoch == 0)
+
+
+def test_excluded_samples_are_not_trained_on(numbered: pd.DataFrame, inputs: np.ndarray, tmp_path: Path) -> None:
+    """Neither their label nor their picture matters any more; the held-out sides stay whole."""
+    chosen = ids(numbered, "train")[2]
+    row = int(np.flatnonzero(numbered["id"] == chosen)[0])
+    other = inputs.copy()
+    other[row] = 9
+    relabelled = numbered.assign(label=[2 if place == row else label for place, label in enumerate(numbered["label"])])
+    runs = [
+        train(x, table, tmp_path / name, model=CNN, task=LABELS, **SHORT, exclude_samples={chosen, ids(numbered, "validation")[0]})
+        for name, x, table in (("one", inputs, numbered), ("other", other, relabelled))
+    ]
+    assert runs[0] == runs[1]
+    assert (runs[0]["train_samples"], runs[0]["exclusions"]["samples"]) == (8, 1)
+    assert runs[0]["split"] == {"train": 9, "validation": 3, "test": 3}
+
+
+@pytest.mark.parametrize(("model", "task", "options", "changes", "error", "told"), [
+    (CNN, LABELS, {"exclude_pairs": {frozenset("ab")}}, {}, ExclusionError, "a classification is trained on single samples"),
+    (CNN, ClassificationTask(loss="binary_cross_entropy"), {}, {}, RecipeError, "with 3 outputs cannot be trained with"),
+    (CnnModel(), ClassificationTask(loss="cross_entropy"), {}, {}, RecipeError, "with 1 output cannot be trained .* choose from focal"),
+    (CNN, LABELS, {"loss": "huber"}, {}, RecipeError, "cannot be trained with the loss huber"),
+    (CnnModel(outputs=2), LABELS, {}, {}, DataError, "has the label 2, but the model tells 2 classes apart, 0 to 1; write outputs = 3"),
+    (CNN, LABELS, {}, {"label": 1}, TooFewClassesError, "two different labels, but 0 of the 9 .* which leaves only the label 1"),
+    (CNN, NUMBERS, {}, {}, RecipeError, "regression reads one output of the model, but it has 3"),
+    (CNN, RankingTask(), {}, {}, OutputShapeError, "Ranking reads one output of the model, but it gives 3"),
+    (CnnModel(), NUMBERS, {}, {"target": np.nan}, DataError, "The target of 'box_deg000_500hz_0' is nan"),
+    (CnnModel(), NUMBERS, {}, {"target": 1e300}, DataError, "is 1e"),
+    (CnnModel(), NUMBERS, {"exclude_samples": "all"}, {}, TooFewClassesError, "at least one sample, but 9 of the 9"),
+    (CnnModel(), RankingTask(), {}, {"label": 0}, TooFewClassesError, "only the label 0"),
+    (MlpModel(inputs=5), NUMBERS, {}, {}, DataError, "the mlp takes 5"),
+    (TransformerModel(features=2, length=2), NUMBERS, {}, {}, DataError, "do not fit this transformer"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(
+    numbered: pd.DataFrame,
+    inputs: np.ndarray,
+    tmp_path: Path,
+    model: Any,
+    task: Any,
+    options: Any,
+    changes: Any,
+    error: Any,
+    told: str,
+) -> None:
+    """Before anything is written."""
+    options = {"exclude_samples": set(ids(numbered, "train"))} if "exclude_samples" in options else options
+    with pytest.raises(error, match=told):
+        train(inputs, numbered.assign(**changes), tmp_path, model=model, task=task, **SHORT_OF[task.kind], **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "told"),
+    [
+        (
+            "torch.nn.Linear(7, 2)",
+            ModelError,
+            r"fails on samples of shape \(1, 48, 32\): .*cannot be multiplied.*; correct \[model\]",
+        ),
+        ("torch.nn.Conv2d(1, 2, 3)", OutputShapeError, r"the model gives \(2, 2, 46, 30\); it must give \[2, outputs\]"),
+    ],
+)
+def test_a_plugins_model_that_does_not_fit_is_refused(
+    numbered: pd.DataFrame, inputs: np.ndarray, tmp_path: Path, text: str, error: Any, told: str
+) -> None:
+    (tmp_path / "mine.py").write_text(f"import torch\ndef build(): return {text}\n")
+    with pytest.raises(error, match=told):
+        train(inputs, numbered, tmp_path / "run", model=PluginModel(name="mine"), task=LABELS, plugins=tmp_path, **SHORT)
+
+
+def test_targets_that_run_away_are_refused(numbered: pd.DataFrame, inputs: np.ndarray, tmp_path: Path) -> None:
+    """Squared errors of large targets climb for epochs before they overflow; the message says how large the targets are."""
+    large = numbered.assign(target=300 * numbered["target"])
+    with pytest.raises(NonFiniteError, match=r"divide the targets by about their standard deviation, 245, or choose a smaller"):
+        train(inputs, large, tmp_path, model=MlpModel(inputs=48 * 32), task=NUMBERS, **SHORT, learning_rate=0.01)
+    assert not (tmp_path / "training.json").exists()
+
+
+@given(epochs=st.integers(0, 200))
+def test_checkpoints_are_spread_over_all_epochs(epochs: int) -> None:
+    """At most eleven after epoch 0, the last one among them, gaps that widen but for rounding."""
+    saved = spread(epochs)
+    assert len(saved) <= 11
+    assert saved[-1] == epochs
+    gaps = np.diff([0, *saved])
+    assert (np.diff(gaps) >= -1).all()
+    if epochs >= 20:
+        assert len(saved) == 11

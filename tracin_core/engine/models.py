@@ -94,7 +94,8 @@ class Cnn(nn.Module):
     """Per width a 3 x 3 convolution, group normalisation (one group: Wu, He 2018, arXiv 1803.08494), ReLU and a maximum over 2 x 2 places;
     then the mean over each field of a 4 x 4 grid and a linear layer.
 
-    The grid keeps where something is, whatever the size: a mean over all places would not tell a 6 from a 9. Group normalisation is of each sample by itself, in training too.
+    The grid keeps where something is, whatever the size: a mean over all places would not tell a 6 from a 9. Group normalisation is of
+    each sample by itself, in training too.
     """
 
     def __init__(self, section: CnnModel) -> None:

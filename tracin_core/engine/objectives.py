@@ -252,7 +252,7 @@ def sample_targets(samples: pd.DataFrame, task: Literal["classification", "regre
     """
     if task == "regression":
         numbers = samples["target"].to_numpy(dtype=np.float64)
-        wrong = np.flatnonzero(~np.isfinite(numbers.astype(np.float32)))
+        wrong = np.flatnonzero(~(np.abs(numbers) <= np.finfo(np.float32).max))
         if len(wrong):
             raise DataError(
                 f"The target of '{samples['id'].iloc[wrong[0]]}' is {numbers[wrong[0]]}; each must be a finite number of single precision. "

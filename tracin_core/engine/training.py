@@ -36,6 +36,7 @@ from tracin_core.recipe import ClassificationTask, ModelSection, RankerModel, Ra
 __all__ = ["SampleSettings", "TrainingSettings", "measure", "pair_losses", "train", "train_ranker", "training_pairs"]
 
 SIDES = ("train", "validation", "test")
+RUNAWAY = 100.0  # times the loss at the start, which momentum alone stays below
 OF_LOSS = {"loss", "margin", "ghm_bins", "ghm_alpha", "smoothing", "gamma", "q", "delta"}  # settings that a task can hold
 
 
@@ -179,10 +180,7 @@ def descend(
     for epoch in range(chosen.epochs + 1):
         if epoch > 0:
             loss, steps = train_epoch(model, optimizer, objective, inputs, epoch)
-            if not np.isfinite(loss):
-                raise NonFiniteError(
-                    f"The training loss is {loss} in epoch {epoch}; choose a smaller learning rate than {chosen.learning_rate}."
-                )
+            require_descent(objective, loss, history[0].get("train_loss", 0.0), epoch)
             rate_sum += steps * float(scheduler.get_last_lr()[0])
         if epoch == 0 or epoch in (chosen.save_epochs or ()) or epoch == chosen.epochs:
             measured = {side: objective.measure(model, inputs, rows) for side, rows in {**sides, "train": kept}.items()}
@@ -209,6 +207,25 @@ def descend(
     }
     write_json(folder / "training.json", manifest)
     return manifest
+
+
+def require_descent(objective: Objective, loss: float, at_start: float, epoch: int) -> None:
+    """The loss is a number, and of a regression not far above that of the weights drawn at random.
+
+    Squared errors of large targets climb by many orders before they overflow, and the checkpoints until then would be analysed as if they
+    had learnt something.
+
+    Raises:
+        NonFiniteError: says what to change.
+    """
+    told = f"choose a smaller learning rate than {objective.settings.learning_rate}"
+    if isinstance(objective, Samples) and objective.task == "regression":
+        deviation = float(objective.targets.std(correction=0))
+        told = f"divide the targets by about their standard deviation, {deviation:.3g}, or {told}"
+        if RUNAWAY * at_start < loss < np.inf:
+            raise NonFiniteError(f"The training loss rose from {at_start:.3g} to {loss:.3g} by epoch {epoch}; {told}.")
+    if not np.isfinite(loss):
+        raise NonFiniteError(f"The training loss is {loss} in epoch {epoch}; {told}.")
 
 
 def rate_scheduler(optimizer: torch.optim.Optimizer, chosen: Settings) -> torch.optim.lr_scheduler.LRScheduler:
