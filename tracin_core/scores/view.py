@@ -256,8 +256,8 @@ def with_groups(
     """
     if of_label:
         name = "label_name" if "label_name" in train else target
-        both = pd.concat([train[[target, name]], test[[target, name]]]).drop_duplicates().sort_values(target)
-        names = both[name].astype(str).drop_duplicates().tolist()
+        both = pd.DataFrame({end: pd.concat([train[end], test[end]]) for end in (target, name)}).drop_duplicates()
+        names = both.sort_values(target)[name].astype(str).drop_duplicates().tolist()
         one, two = (pd.Categorical(side[name].astype(str), categories=names, ordered=True) for side in (train, test))
         return train.assign(group=one), test.assign(group=two)
     edges = np.unique(np.quantile(train[target].to_numpy(dtype=float), np.linspace(0, 1, 7)))
