@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pages.shared import access, session, widgets
+from pages.shared import access, session, uploads, widgets
 from tracin_core.errors import TracInError
 from tracin_core.records.workspace import readiness
 
@@ -80,9 +80,13 @@ class SecurityHeaders:
 
 
 def require_safety() -> None:
-    """The server starts only where it may: an open door, or a limit that cannot be read, ends it with one sentence."""
+    """The server starts only where it may: an open door, or a limit that cannot be read, ends it with one sentence.
+
+    What uploads left behind that a killed server was receiving is gone.
+    """
     try:
         access.require_control()
+        uploads.inbox().sweep()
     except TracInError as failure:
         print(f"Error: {failure}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -109,5 +113,5 @@ def show_error(failure: Exception) -> bool:
     return True
 
 
-ROUTES: Final[list[BaseRoute]] = [Route("/healthz", healthz), Route("/readyz", readyz), *access.ROUTES]
+ROUTES: Final[list[BaseRoute]] = [Route("/healthz", healthz), Route("/readyz", readyz), *access.ROUTES, *uploads.ROUTES]
 MIDDLEWARE: Final = [Middleware(SecurityHeaders), Middleware(access.Gate)]
