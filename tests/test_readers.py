@@ -422,6 +422,9 @@ def test_other_types_have_digests_of_their_own() -> None:
     assert sample_digest(values) == hashlib.sha256(b"(2, 3)" + values.tobytes()).hexdigest()[:32]
     kinds = ("<f4", "<f8", "<i8", "<i4", "|u1")
     assert len({sample_digest(values.astype(kind)) for kind in kinds}) == len(kinds)
+    nothing = np.zeros((2, 3))  # of the same bytes in types of the same width
+    assert sample_digest(nothing.astype("<i8")) != sample_digest(nothing.astype("<f8"))
+    assert sample_digest(nothing.astype("<i4")) != sample_digest(nothing.astype("<f4"))
     assert sample_digest(values.astype("<i8")) == sample_digest(np.asfortranarray(values.astype(">i8")))
 
 
