@@ -39,10 +39,20 @@ class Killed(BaseException):
     """What kill -9 is to this process: nobody handles it."""
 
 
+def weights_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """All that a group depends on here."""
+    return {"weights": checkpoint["digest"]}
+
+
+class Blocks(worker.Blocks):
+    def group(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        return weights_of(checkpoint)
+
+
 def manifest_of(number: int) -> Manifest:
     """Two checkpoints, of which the run before has one; one chunk a side: 5 blocks a checkpoint."""
     checkpoints = tuple({"digest": f"{weights:064d}"} for weights in (number, number + 1))
-    groups = tuple(worker.digest_of(worker.group_definition(RECIPE, str(row["digest"]), LAYERS)) for row in checkpoints)
+    groups = tuple(worker.digest_of(weights_of(row)) for row in checkpoints)
     chunks = {side: (Chunk((side,), hashlib.sha256(side.encode()).hexdigest()[:32]),) for side in ("train", "validation")}
     return Manifest(str(number), {}, 0.0, LAYERS, checkpoints, groups, chunks, {}, "data")
 
@@ -60,7 +70,7 @@ def numbers_of(key: BlockKey) -> Any:
 
 def handler(telling: progress.Progress) -> dict[str, Any]:
     manifest = MANIFESTS[telling.job.request["run"]]
-    worker.compute_blocks(telling, RECIPE, manifest, {"all": ("weight",)})
+    worker.compute_blocks(telling, Blocks(telling.workspace, RECIPE, {"all": ("weight",)}, "score", 1), manifest)
     return {"run_id": manifest.id}
 
 

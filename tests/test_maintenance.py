@@ -25,9 +25,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tracin_core import cli
-from tracin_core.data.files import write_json, write_whole
+from tracin_core.data.files import write_json, write_text, write_whole
 from tracin_core.data.readers import sample_digest
-from tracin_core.data.seals import json_damage, png_damage, sealed_wav, wav_damage, write_sealed
+from tracin_core.data.seals import (
+    json_damage,
+    png_damage,
+    sealed_text,
+    sealed_wav,
+    text_damage,
+    unsealed_text,
+    wav_damage,
+    write_sealed,
+)
 from tracin_core.errors import DamagedBlockError, InputError, WorkspaceError
 from tracin_core.recipe import Recipe
 from tracin_core.records import doctor, maintenance
@@ -57,7 +66,7 @@ def sound() -> bytes:
     return buffer.getvalue()
 
 
-PICTURE, SOUND = picture(), sound()
+PICTURE, SOUND, WORDS = picture(), sound(), "height 1.8 m\nwidth 40 cm\n"
 
 
 def made_recipe(name: str = "small", margin: float = 1.0) -> Recipe:
@@ -76,7 +85,7 @@ def made_run(place: Workspace, name: str = "small", *, seed: int = 0, margin: fl
     """A finished run of random numbers, with every file that a worker leaves; its inputs and weights follow from the seed."""
     numbers = np.random.default_rng(seed)
     recipe = made_recipe(name, margin)
-    dataset = dataset_key(recipe)
+    dataset = dataset_key(recipe, place.root / "plugins")
     folder = place.root / "datasets" / dataset
     rows, chunks = [], {}
     for side, sizes in SIZES.items():
@@ -98,13 +107,14 @@ def made_run(place: Workspace, name: str = "small", *, seed: int = 0, margin: fl
     for digest in samples["digest"]:
         write_whole(folder / "previews" / f"{digest}.png", [PICTURE])
         write_whole(folder / "previews" / f"{digest}.wav", [sealed_wav(SOUND)])
+        write_text(folder / "previews" / f"{digest}.txt", sealed_text(WORDS))
     checkpoints, groups = [], []
     for epoch in (1, 2):
         weights = safetensors.numpy.save({"w": numbers.normal(size=(3, 5)).astype(np.float32)})
         digest = hashlib.sha256(weights).hexdigest()
         (place.root / "checkpoints" / f"{digest}.safetensors").write_bytes(weights)
         settings = {"model": recipe.model.model_dump(mode="json"), "batch_size": 32, "threads": 1, "device": "cpu"}
-        definition = {"weights": digest, "layers": list(LAYERS), **settings}
+        definition = {"weights": digest, "layers": list(LAYERS), "cotangent": None, **settings}
         place.store.describe_group(digest_of(definition), definition)
         checkpoints.append({"epoch": epoch, "digest": digest, "source": f"model_epoch_{epoch}.pt", "arguments": {}})
         groups.append(digest_of(definition))
@@ -185,7 +195,7 @@ def test_a_store_as_it_was_written_has_no_damage(root: Path) -> None:
     assert (found.damages, found.unsealed) == ([], [])
     per_run = 2 * (4 + 2 * 3 + 4)  # two checkpoints: outputs, two triangles, a rectangle, of two chunks a side
     samples = 2 * sum(map(sum, SIZES.values()))
-    kept = {"splits": 2, "lists of chunks": 2, "inputs": 8, "previews": 2 * samples, "checkpoints": 4}
+    kept = {"splits": 2, "lists of chunks": 2, "inputs": 8, "previews": 3 * samples, "checkpoints": 4}
     assert found.files == {"blocks": 2 * per_run, "groups": 4, **kept, "runs": 2, "catalogue": 1}
 
 
@@ -226,33 +236,36 @@ def test_every_bit_of_a_header_counts(root: Path, kind: str) -> None:
 
 
 def test_every_bit_of_a_preview_counts() -> None:
-    for whole, check in ((PICTURE, png_damage), (sealed_wav(SOUND), wav_damage)):
+    for whole, check in ((PICTURE, png_damage), (sealed_wav(SOUND), wav_damage), (sealed_text(WORDS).encode(), text_damage)):
         assert check(whole) == ""
         for bit in range(8 * len(whole)):
             raw = bytearray(whole)
             raw[bit // 8] ^= 1 << bit % 8
             assert check(bytes(raw)), f"bit {bit}"
         for length in range(len(whole)):
-            assert check(whole[:length]), f"cut off after {length} bytes"
+            left = whole[:length]
+            unsealed = check is text_damage and left.endswith(b"\n")  # as an older version may have left it
+            assert check(left) or (unsealed and check(left) is None), f"cut off after {length} bytes"
         assert check(whole + b"more")
 
 
-def test_a_sealed_sound_plays_as_before() -> None:
+def test_a_sealed_sound_plays_as_before_and_a_text_reads_so() -> None:
     (there, rate), (here, same) = (soundfile.read(io.BytesIO(raw), dtype="int16") for raw in (SOUND, sealed_wav(SOUND)))
     np.testing.assert_array_equal(there, here)
     assert rate == same == 48_000
+    assert unsealed_text(sealed_text(WORDS)) == unsealed_text(WORDS) == WORDS
 
 
 def test_what_an_older_version_left_without_a_checksum_is_told_and_is_no_damage(root: Path) -> None:
     split, chunks = (sorted(root.glob(f"datasets/*/{kind}-*.json"))[0] for kind in ("split", "chunks"))
     write_json(split, {"box_deg000_1000hz_00": "train"})
     write_json(chunks, {"train": [["box_deg000_1000hz_00"]]})
-    old = sorted(root.glob("datasets/*/previews/*.wav"))[0]
-    old.write_bytes(SOUND)
+    for ending, content in (("wav", SOUND), ("txt", WORDS.encode())):
+        sorted(root.glob(f"datasets/*/previews/*.{ending}"))[0].write_bytes(content)
     found = verify(root)
     assert found.damages == []
     told = {kind: number for kind, number in found.files.items() if kind.startswith("unsealed")}
-    assert told == {"unsealed splits": 1, "unsealed lists of chunks": 1, "unsealed previews": 1}
+    assert told == {"unsealed splits": 1, "unsealed lists of chunks": 1, "unsealed previews": 2}
 
 
 def test_a_damaged_split_or_list_of_chunks_is_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -287,7 +300,7 @@ def test_what_is_cut_off_emptied_or_gone_is_named(root: Path) -> None:
     blocks[2].write_bytes(bytes(4))  # the checksum of nothing is 0
     blocks[3].unlink()
     shutil.copyfile(blocks[5], blocks[4])  # whole, but another block
-    run = sorted(root.glob("runs/*"))[0]
+    run = next(run for run in root.glob("runs/*") if blocks[3].parent.name not in (run / "run.json").read_text())
     (run / "run.json").unlink()
     expected = {path.relative_to(root).as_posix() for path in blocks[:5]} | {f"runs/{run.name}/run.json"}
     assert names_of(verify(root).damages) >= expected
@@ -526,7 +539,7 @@ def test_what_only_a_dropped_run_needed_goes_and_its_order_is_listed_first(root:
     assert gone - listed_names == {f"kernels/{group}/group.json" for group in dropped.manifest.groups}
     assert listed_names <= gone
     counts = pd.Series([garbage.kind for garbage in listed]).value_counts()
-    assert counts.to_dict() == {"blocks": 28, "inputs": 4, "previews": 2 * samples}
+    assert counts.to_dict() == {"blocks": 28, "inputs": 4, "previews": 3 * samples}
     assert verify(root).damages == []
     assert {name for name, *_ in known(root)["block"]} == {key.name for key in maintenance.run_blocks(kept.manifest)}
     assert open_workspace(root).run(kept.id).kernels.test_train.shape == (2, 2, 6, 8)

@@ -1,7 +1,8 @@
 """Checksums inside files whose format has none, so that damage shows: each bit of such a file counts.
 
 A sealed JSON file is `{"sha256": ..., "value": ...}`, as `write_json` lays it out; the digest is of the value so laid out. A sealed WAV
-file ends with a chunk `c32c`, which players pass over: the CRC32C of all bytes before that chunk. PNG brings a checksum per chunk.
+file ends with a chunk `c32c`, which players pass over: the CRC32C of all bytes before that chunk. A sealed text ends with a line that
+says it. PNG brings a checksum per chunk.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ KEYS: Final = {"sha256", "value"}
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 TAIL: Final = struct.Struct("<4sII")  # of a WAV file: the chunk's name, the length of what follows, the CRC32C
 TAIL_NAME, TAIL_LENGTH = b"c32c", 4
+LINE: Final = "crc32c "
 
 
 def write_sealed(path: Path, value: Any) -> None:
@@ -90,6 +92,32 @@ def last_chunk(raw: bytes) -> bytes:
         name, length = struct.unpack("<4sI", raw[at : at + 8])
         at += 8 + length + length % 2
     return name if at == len(raw) else b""
+
+
+def sealed_text(text: str) -> str:
+    """The text, which ends with a line break, and a line with its checksum."""
+    return f"{text}{LINE}{int(crc32c.crc32c(text.encode())):08x}\n"
+
+
+def unsealed_text(text: str) -> str:
+    """The text as it was before it was sealed; as it is where it was not."""
+    before, line, _ = text.rpartition(LINE)
+    return before if line else text
+
+
+def text_damage(raw: bytes) -> str | None:
+    """What is wrong with a text, as the rest of a sentence; empty if it is as it was sealed, None if it has no seal.
+
+    What ends with a line break, and nowhere near its end with what a seal begins with, had none.
+    """
+    length = len(LINE) + 9
+    body, last = raw[:-length], raw[-length:]
+    if last == f"{LINE}{int(crc32c.crc32c(body)):08x}\n".encode():
+        return ""
+    alike = sum(here == there for here, there in zip(last, LINE.encode(), strict=False))
+    if raw.endswith(b"\n") and alike < len(LINE) - 1 and LINE.encode() not in raw[-2 * length :]:
+        return None
+    return "is not as it was sealed"
 
 
 def png_damage(raw: bytes) -> str:

@@ -24,7 +24,7 @@ import safetensors
 import safetensors.numpy
 
 from tracin_core.data.files import flush_directory, read_json, write_text
-from tracin_core.data.seals import json_damage, png_damage, wav_damage
+from tracin_core.data.seals import json_damage, png_damage, text_damage, wav_damage
 from tracin_core.errors import RecipeError, WorkspaceError
 from tracin_core.recipe import Recipe
 from tracin_core.records.catalogue import Catalogue, catalogue_damage
@@ -240,7 +240,8 @@ def chunks_damage(path: Path) -> str | None:
 def preview_damage(path: Path) -> str | None:
     """Previews are only looked at and listened to: no number rests on them."""
     raw = path.read_bytes()
-    reason = wav_damage(raw) if path.suffix == ".wav" else png_damage(raw) if path.suffix == ".png" else None
+    check = {".png": png_damage, ".wav": wav_damage, ".txt": text_damage}.get(path.suffix)
+    reason = check(raw) if check is not None else "is no picture, sound or text"
     return (
         f"{reason} (a preview, on which no number rests; once removed, the next new run of its data makes it again)"
         if reason
