@@ -39,7 +39,7 @@ from tracin_core.data.seals import (
 )
 from tracin_core.errors import DamagedBlockError, InputError, WorkspaceError
 from tracin_core.recipe import Recipe
-from tracin_core.records import doctor, maintenance
+from tracin_core.records import doctor, maintenance, processes
 from tracin_core.records.catalogue import Catalogue, catalogue_damage
 from tracin_core.records.datasets import dataset_key, keep_inputs, sealed_chunks, stored_split
 from tracin_core.records.maintenance import SEAL, collect_garbage, rebuild_catalogue, verify
@@ -332,6 +332,18 @@ def test_a_damaged_seal_is_named_and_a_run_without_one_is_told(root: Path) -> No
     assert found.unsealed == [second.name]
 
 
+def test_a_run_that_a_later_one_replaced_is_verified_too(root: Path) -> None:
+    """Links to it go on working, so that what they show has to be right."""
+    place = open_workspace(root)
+    run = place.run(place.runs()["id"].iloc[0])
+    place.register_run(run.id, run.recipe, state="superseded")
+    assert verify(root).damages == []
+    flip(root / "runs" / run.id / "samples.csv", 77)
+    assert names_of(verify(root).damages) == {f"runs/{run.id}/samples.csv"}
+    (root / "runs" / run.id / "run.json").unlink()
+    assert names_of(verify(root).damages) == {f"runs/{run.id}/run.json"}
+
+
 def test_verify_changes_nothing_and_needs_no_catalogue(root: Path) -> None:
     flip(sorted(root.glob("datasets/*/inputs/*"))[0], 1500)
     (root / "tracin.sqlite3").write_bytes(b"no database" * 1000)
@@ -573,6 +585,22 @@ def test_half_written_files_go_after_an_hour(root: Path) -> None:
     os.utime(old, (time.time() - 4000,) * 2)
     assert [garbage.path for garbage in collect_garbage(root)] == [old]
     assert young.exists()
+
+
+def test_what_the_machinery_keeps_stays(root: Path) -> None:
+    """What was found in checkpoint files, the room set aside for a full disk, and a run that a later one of its training replaced."""
+    place = open_workspace(root)
+    run = place.run(place.runs()["id"].iloc[0])
+    place.register_run(run.id, run.recipe, state="superseded")
+    write_json(root / "checkpoints" / "known" / "0123.json", {"digest": "abc"})
+    place.queue.keep_spare()
+    place.queue.claim(processes.this_process())
+    before = files_of(root)
+    assert {"checkpoints/known/0123.json", "jobs/.spare", f"runs/{run.id}/run.json"} <= before.keys()
+    assert (root / "jobs" / ".worker").exists()
+    assert collect_garbage(root) == []
+    assert files_of(root) == before
+    assert open_workspace(root).run(run.id).kernels.test_train.shape == (2, 2, 6, 8)  # a link to it goes on working
 
 
 def test_gc_removes_nothing_where_it_cannot_know(root: Path) -> None:

@@ -33,6 +33,7 @@ from tracin_core.records.runs import Manifest, read_samples
 from tracin_core.records.store import BlockKey, block_damage, digest_of, stored_checksum
 
 CATALOGUE: Final = "tracin.sqlite3"
+FINISHED: Final = ("done", "superseded")  # the latter by a later run of the training that a job follows
 SEAL: Final = "SHA256SUMS"  # in the form that `sha256sum --check` reads
 SEALED: Final = ("run.json", "samples.csv")
 STRAY_SECONDS: Final = 3600.0  # a file that is still being written is younger
@@ -189,7 +190,7 @@ def _verify_catalogue(root: Path, found: Verification) -> None:
     found.files["catalogue"] += 1
     damaged = {damage.file for damage in found.damages}
     catalogue = Catalogue(root / CATALOGUE, migrate=False)
-    for row in catalogue.read("SELECT id FROM run WHERE state = 'done' ORDER BY id"):
+    for row in catalogue.read(f"SELECT id FROM run WHERE state IN {FINISHED} ORDER BY id"):
         if not (root / "runs" / row["id"] / "run.json").exists():
             found.damages.append(Damage(f"runs/{row['id']}/run.json", "is not there, and the catalogue has this run as finished"))
     for row in catalogue.read("SELECT name, crc FROM block ORDER BY name"):
@@ -294,7 +295,7 @@ def unfinished_runs(root: Path) -> dict[str, Recipe]:
     path = root / CATALOGUE
     if catalogue_damage(path):
         return {}
-    rows = Catalogue(path, migrate=False).read("SELECT id, recipe FROM run WHERE state != 'done'")
+    rows = Catalogue(path, migrate=False).read(f"SELECT id, recipe FROM run WHERE state NOT IN {FINISHED}")
     return {row["id"]: Recipe.model_validate_json(row["recipe"]) for row in rows}
 
 
@@ -365,7 +366,7 @@ def fill_catalogue(catalogue: Catalogue, root: Path) -> Rebuilt:
     with catalogue.transaction() as connection:
         for manifest in manifests:
             enter_run(connection, manifest)
-        for row in connection.execute("SELECT id FROM run WHERE state = 'done'").fetchall():
+        for row in connection.execute(f"SELECT id FROM run WHERE state IN {FINISHED}").fetchall():
             if not (root / "runs" / row["id"] / "run.json").exists():
                 connection.execute("DELETE FROM run WHERE id = ?", (row["id"],))
                 rebuilt.dropped.append(row["id"])
