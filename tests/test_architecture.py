@@ -48,8 +48,16 @@ DOORS = {
         "tracin_core.errors",
         "tracin_core.recipe",
     ),
+    "tracin_core/reading.py": (
+        "tracin_core.engine",
+        "tracin_core.records",
+        "tracin_core.data",
+        "tracin_core.errors",
+        "tracin_core.recipe",
+    ),
     "tracin_core/worker.py": (
         "tracin_core.blocks",
+        "tracin_core.reading",
         "tracin_core.cluster",
         "tracin_core.engine",
         "tracin_core.records",

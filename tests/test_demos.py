@@ -53,7 +53,7 @@ def test_wrong_labels_are_planted_and_known(count: int, share: float, seed: int,
     place = {str(name): row for row, name in enumerate(arrays["id"])}
     for fault in faults:
         row = place[fault.sample]
-        assert fault.kind == "mislabelled"
+        assert fault.kind == "wrong_label"
         assert arrays["side"][row] == "train"
         assert fault.detail == {"true_label": fault.detail["true_label"], "labelled": arrays["y"][row]}
         assert fault.detail["true_label"] != arrays["y"][row]

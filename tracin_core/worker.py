@@ -29,9 +29,8 @@ import pandas as pd
 from tracin_core.blocks import BlockFailure, BlockSpec, Layers, Receipt, run_block
 from tracin_core.cluster import dask_runner
 from tracin_core.data.files import read_json, write_json, write_text
-from tracin_core.data.readers import Inputs, Reader, reader_for, sample_digest
-from tracin_core.data.samples import require_classes, with_labels
-from tracin_core.data.simulated import PlantedFault, read_truth, simulate_recordings
+from tracin_core.data.readers import Inputs
+from tracin_core.data.simulated import simulate_recordings
 from tracin_core.errors import (
     CheckpointError,
     DiskFullError,
@@ -43,32 +42,23 @@ from tracin_core.errors import (
     TracInError,
     WorkspaceError,
 )
+from tracin_core.reading import MEASURED, Dataset, plugins_of, read_dataset, reader_of, truth_of
 from tracin_core.recipe import (
     MODEL_FORMS,
     ClassificationTask,
     Cotangent,
-    DataSection,
     EngineSection,
     ModelSection,
-    PluginData,
     PluginModel,
     Recipe,
 )
 from tracin_core.records import processes
 from tracin_core.records.checkpoint_files import list_checkpoints
-from tracin_core.records.datasets import (
-    CHUNK_SAMPLES,
-    dataset_key,
-    keep_inputs,
-    load_inputs,
-    sealed_chunks,
-    split_key,
-    stored_split,
-)
+from tracin_core.records.datasets import dataset_key, load_inputs
 from tracin_core.records.interchange import training_exclusions
 from tracin_core.records.plugins import plugin_digest
 from tracin_core.records.progress import BEAT_SECONDS, InterruptedJob, Progress, Pulse, SteppedBack
-from tracin_core.records.runs import Chunk, Manifest
+from tracin_core.records.runs import Manifest
 from tracin_core.records.store import BlockKey, digest_of
 from tracin_core.records.workspace import Workspace, open_workspace
 from tracin_core.scores.recorded import recorded_loss
@@ -83,8 +73,6 @@ RECORD_TRIES: Final = 30
 LOCK_SECONDS: Final = 3.0
 MORE_ROOM: Final = 2**20
 SETTLE_SECONDS: Final = 2.0  # a file that did not change for so long may be whole
-Dataset = tuple[pd.DataFrame, Inputs, dict[str, tuple[Chunk, ...]]]  # samples, their inputs, the sealed chunks of each side
-MEASURED: Final = ("train", "validation")  # the sides that have kernels
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 KERNEL_BUDGET: Final = 256 * 2**20  # bytes of a checkpoint's kernels; beyond it, layers are kept as `rest` and `last`
 
@@ -621,58 +609,6 @@ def supersede(progress: Progress, run_id: str, recipe: Recipe) -> None:
     progress.note("followed", superseded=before)
 
 
-# ---- samples ----------------------------------------------------------------------------------------------------------------
-
-
-def read_dataset(progress: Progress, recipe: Recipe) -> Dataset:
-    """The samples with split and digest, their inputs, and the sealed chunks of each side; previews are on disk."""
-    workspace, task = progress.workspace, recipe.task
-    folder = workspace.root / "datasets" / dataset_key(recipe, plugins_of(workspace))
-    reader = reader_of(workspace, recipe.data)
-    samples = with_labels(reader.list(), task, classes=recipe.classes)
-    samples = stored_split(samples, recipe.split, folder, progress.say, task=task.kind)
-    for side in MEASURED if task.kind == "ranking" else ():
-        require_classes(samples[samples["split"] == side])
-    progress.step("samples", len(samples))
-    inputs = reader.read(samples, progress=progress.advance)
-    samples["digest"] = [sample_digest(array) for array in inputs]
-    progress.step("previews", len(samples))
-    for row, digest in enumerate(samples["digest"]):
-        stem = folder / "previews" / digest
-        if not any(stem.with_suffix(kind).exists() for kind in (".png", ".wav", ".txt")):
-            reader.preview(samples.iloc[row], inputs[row], stem)
-        progress.advance(row + 1)
-    labelled = isinstance(task, ClassificationTask) and task.kernel == "label_logit"
-    each = int(samples["label"].max()) + 1 if isinstance(task, ClassificationTask) and task.kernel == "outputs" else 1
-    size = max(CHUNK_SAMPLES // each, 1)
-    name = f"chunks-{split_key(recipe.split, task.kind)}{'' if each == 1 else f'-{size}'}.json"
-    chunks = sealed_chunks(samples, folder / name, labelled=labelled, size=size)
-    place = {sample_id: row for row, sample_id in enumerate(samples["id"])}
-    for chunk in (chunk for side in MEASURED for chunk in chunks[side]):
-        rows = [place[sample_id] for sample_id in chunk.ids]
-        keep_inputs(folder, chunk, inputs[rows], samples["label"].to_numpy()[rows] if labelled else None)
-    return samples, inputs, chunks
-
-
-def reader_of(workspace: Workspace, section: DataSection) -> Reader:
-    """What reads the recipe's data; a plugin's code runs here and nowhere before."""
-    if isinstance(section, PluginData):
-        from tracin_core.engine.plugins import PluginReader
-
-        return PluginReader(plugins_of(workspace), section)
-    return reader_for(section)
-
-
-def truth_of(recipe: Recipe) -> list[PlantedFault]:
-    """The faults that were planted in the data, where the file that says so lies beside them."""
-    place = recipe.data.place
-    return read_truth(place if place.is_dir() else place.parent)
-
-
-def plugins_of(workspace: Workspace) -> Path:
-    return workspace.root / "plugins"
-
-
 # ---- checkpoints ------------------------------------------------------------------------------------------------------------
 
 
@@ -820,7 +756,7 @@ def digits_demo(progress: Progress) -> tuple[Recipe, dict[str, Any]]:
         "name": "MNIST digits, some mislabelled",
         "model": {"kind": "cnn", "widths": [16, 32], "outputs": 10},
         "data": {"kind": "arrays", "file": root / "digits.npz"},
-        "split": {"rule": "stratified", "train_fraction": 0.6},
+        "split": {"rule": "column", "column": "side"},
         "task": {"kind": "classification"},
         "checkpoints": {"folder": progress.workspace.root / "trainings" / "MNIST_digits"},
     }

@@ -53,7 +53,7 @@ def write_digits(folder: Path, *, count: int = 1000, wrong: int = 30, seed: int 
     for row in np.sort(generator.choice(np.flatnonzero(sides == "train"), wrong, replace=False)):
         true = int(given[row])
         given[row] = (true + generator.integers(1, CLASSES)) % CLASSES
-        faults.append(PlantedFault(str(ids[row]), "mislabelled", {"true_label": true, "labelled": int(given[row])}))
+        faults.append(PlantedFault(str(ids[row]), "wrong_label", {"true_label": true, "labelled": int(given[row])}))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, x=pictures[chosen], y=given, id=ids, side=sides)
     write_whole(folder / "digits.npz", [buffer.getvalue()])

@@ -47,8 +47,11 @@ def dataset_key(recipe: Recipe, plugins: Path) -> str:
 
 
 def split_key(section: SplitSection, task: str = "ranking") -> str:
-    """Names a way of splitting; the classes that `stratified` deals out are the task's."""
+    """Names a way of splitting; the classes that `stratified` deals out are the task's, and id files are known by what they say."""
     named = section.model_dump(mode="json", exclude_none=True)
+    listed = [path for path in (section.train_ids, section.validation_ids, section.test_ids) if path is not None]
+    if section.rule == "files":
+        return digest_of([named, [path.read_text(encoding="utf-8") for path in listed if path.is_file()]])[:12]
     return digest_of([named, task] if section.rule == "stratified" else named)[:12]
 
 
