@@ -2,11 +2,12 @@
 
 import streamlit as st
 
-from pages.shared import choosing, computing, frame
+from pages.shared import choosing, computing, frame, uploads
 from pages.shared.i18n import t
 
 with frame.page("page.compute"):
     st.markdown(t("compute.intro"))
+    uploads.offer("compute", on_new=choosing.places.clear)
     computing.offer_recipe()
     left, right = st.columns(2, gap="large")
     with left:

@@ -124,7 +124,7 @@ def test_a_logarithm_is_offered_for_scores_that_have_one(look: Callable[..., App
 def test_a_cell_shows_its_pairs_alone(look: Callable[..., AppTest]) -> None:
     test = look("angles", cell="36-72")
     assert {
-        tuple(row) for row in test.dataframe[0].value[["angle1", "angle2"]].map(lambda text: text.split("°")[0]).to_numpy()
+        tuple(row) for row in test.dataframe[0].value[["what1", "what2"]].map(lambda text: text.split("°")[0]).to_numpy()
     } == {("36", "72")}
 
 

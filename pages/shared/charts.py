@@ -228,7 +228,7 @@ def grid_figure(grid: pd.DataFrame, values: str, *, x: str, y: str, name: str, c
     words = [f"{short(value)}<br>n = {n:,}" for n, value in zip(grid["n"], grid[values], strict=True)]
     for row, high, value, text in zip(grid["row"], grid["high"], grid[values], words, strict=True):
         shown[rows[row], columns[high]] = value
-        texts[rows[row], columns[high]] = text if len(columns) <= READABLE else ""
+        texts[rows[row], columns[high]] = "" if len(columns) > READABLE else short(value) if of_groups else text
     figure = go.Figure(
         go.Heatmap(
             z=shown, x=[marked(end) for end in columns], y=[marked(end) for end in rows], text=texts, texttemplate="%{text}",

@@ -133,10 +133,11 @@ def export(run: Run, chosen: pd.DataFrame, rule: dict[str, Any]) -> None:
 
 
 def training_command(run: Run, file: Path) -> str:
-    """The command, from the folder of the product, that trains with this list."""
+    """The command, from the folder of the product, that trains with this list. Where visitors come over the network it names no path."""
     place = session.workspace().root
     near = Path(os.path.relpath(place))
-    told = place if near.parts[:1] == ("..",) else near
-    listed = told / file.relative_to(place)
-    words = ["train", "--workspace", str(told), "--run", run.id, "--exclusions-file", str(listed)]
-    return shlex.join([".venv/bin/python", "-m", "tracin_core", *words])
+    told = shlex.quote(str(place if near.parts[:1] == ("..",) else near))
+    if access.control():
+        told = '"$TRACIN_WORKSPACE"'
+    listed = f"{told}/{shlex.quote(file.relative_to(place).as_posix())}"
+    return f".venv/bin/python -m tracin_core train --workspace {told} --run {shlex.quote(run.id)} --exclusions-file {listed}"

@@ -33,10 +33,13 @@ def show() -> None:
     st.set_page_config(page_title="TracIn Studio", page_icon=str(ICON), layout="wide")
     language = session.linked("lang", preferred(), valid=LANGUAGES, quiet=True)  # before the first text
     person = access.guard()
+    with st.sidebar, advice():
+        choose_run()
+    run = run_in_view()
+    speak_of("pair" if run is None else run.noun)  # before the list of pages names them
     pages = st.navigation({t(f"section.{name}"): [page_named(page) for page in pages] for name, pages in SECTIONS.items()})
     with st.sidebar:
         with advice():
-            choose_run()
             job_pill()
         if person:
             st.markdown(f":small[{t('access.signed_in', name=plain(person))}]")
@@ -68,7 +71,6 @@ def page(title: str, **values: Any) -> Iterator[None]:
         values: what the text's placeholders stand for.
     """
     run = run_in_view()
-    speak_of("pair" if run is None else run.noun)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.header(t(title, **values), width="content")
         if run is not None and run.simulated:

@@ -246,10 +246,10 @@ def example_label(example: pd.Series) -> str:
 
 
 def sample_target(sample: pd.Series) -> str:
-    """What a sample is, or should be: the name of its label, or its number."""
-    if "label_name" in sample:
-        return str(sample["label_name"])
-    return f"{sample['target']:.4g}" if "target" in sample else str(sample["label"])
+    """What a sample is said to be: the name of its label, or its number."""
+    if "label" in sample or "label_name" in sample:
+        return t("sample.label", label=sample.get("label_name", sample.get("label")))
+    return t("sample.target", target=f"{sample['target']:.4g}")
 
 
 def take(sample_id: str) -> str:
