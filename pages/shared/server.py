@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 from pages.shared import access, session, uploads, widgets
 from tracin_core.errors import TracInError
@@ -79,6 +80,25 @@ class SecurityHeaders:
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
 
+class NoPaths:
+    """Streamlit tells each session where its script lies; the browser is told its name instead."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_without_paths(message: Message) -> None:
+            data = message.get("bytes")
+            if message["type"] == "websocket.send" and data and bytes(SCRIPT.parent) in data:
+                told = ForwardMsg.FromString(data)
+                if told.WhichOneof("type") == "new_session":
+                    told.new_session.main_script_path = SCRIPT.name
+                    message = {**message, "bytes": told.SerializeToString()}
+            await send(message)
+
+        await self.app(scope, receive, send_without_paths if scope["type"] == "websocket" else send)
+
+
 def require_safety() -> None:
     """The server starts only where it may: an open door, or a limit that cannot be read, ends it with one sentence.
 
@@ -114,4 +134,4 @@ def show_error(failure: Exception) -> bool:
 
 
 ROUTES: Final[list[BaseRoute]] = [Route("/healthz", healthz), Route("/readyz", readyz), *access.ROUTES, *uploads.ROUTES]
-MIDDLEWARE: Final = [Middleware(SecurityHeaders), Middleware(access.Gate)]
+MIDDLEWARE: Final = [Middleware(SecurityHeaders), Middleware(access.Gate), Middleware(NoPaths)]
