@@ -3,7 +3,9 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 
 from tracin_core.data.readers import list_recordings, read_inputs
@@ -14,6 +16,7 @@ from tracin_core.records.workspace import Workspace
 
 MATERIAL, FREQUENCY = "box", "1000hz"
 SPLIT = SplitSection(train=3, validation=2, test=1)
+SHORT = {"epochs": 2, "save_epochs": (1, 2), "learning_rate": 0.1}  # a training on a few numbers
 
 
 def make_recordings(root: Path, takes: int = 6) -> Path:
@@ -41,6 +44,30 @@ def recipe_for(recordings: Path, checkpoints: Path, **engine: object) -> Recipe:
             "split": SPLIT.model_dump(),
             "checkpoints": {"folder": checkpoints},
             "engine": {"threads": 1, **engine},
+        }
+    )
+
+
+def write_arrays(file: Path) -> Path:
+    """Three classes of points, a number that depends on them, and an order."""
+    generator = np.random.default_rng(5)
+    labels = np.arange(30) % 3
+    x = generator.normal(size=()) + 2 * np.eye(3, 4)[labels]
+    ids = np.array([f"point_{row:02d}" for row in range(30)])
+    number = x @ np.array([1.0, -1.0, 0.5, 0.0])
+    np.savez(file, x=x.astype(np.float32), kind=labels, two=labels > 0, number=number, order=labels * 10, id=ids)
+    return file
+
+
+def arrays_recipe(file: Path, checkpoints: Path, target: str, task: dict[str, Any], outputs: int = 1) -> Recipe:
+    """The analysis of these points by a small network."""
+    return Recipe.from_dict(
+        {
+            "data": {"kind": "arrays", "file": file, "target": target},
+            "model": {"kind": "mlp", "inputs": 4, "hidden": [5], "outputs": outputs},
+            "task": task,
+            "checkpoints": {"folder": checkpoints},
+            "engine": {"threads": 1},
         }
     )
 

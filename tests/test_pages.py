@@ -15,6 +15,7 @@ from pages.shared import frame
 from pages.shared.choosing import places
 from pages.shared.i18n import LANGUAGES, texts
 from tracin_core.errors import JobFailedError
+from tracin_core.recipe import Recipe
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace, open_workspace
 
@@ -123,9 +124,9 @@ def test_a_logarithm_is_offered_for_scores_that_have_one(look: Callable[..., App
 
 def test_a_cell_shows_its_pairs_alone(look: Callable[..., AppTest]) -> None:
     test = look("angles", cell="36-72")
-    assert {
-        tuple(row) for row in test.dataframe[0].value[["what1", "what2"]].map(lambda text: text.split("°")[0]).to_numpy()
-    } == {("36", "72")}
+    assert {tuple(row) for row in test.dataframe[0].value[["what1", "what2"]].map(lambda text: text.split("°")[0]).to_numpy()} == {
+        ("36", "72")
+    }
 
 
 def test_neighbours_are_those_of_the_chosen_test_pair(look: Callable[..., AppTest], studio: Studio) -> None:
@@ -319,3 +320,122 @@ def test_bad_recordings_are_advice_on_the_page(look: Callable[..., AppTest], stu
 def test_a_folder_outside_the_roots_cannot_be_linked(look: Callable[..., AppTest]) -> None:
     test = look("compute", folder="workspace/../..")
     assert "folder = workspace/../.." in test.warning[0].value.replace("\\", "")
+
+
+# ---- examples that are samples ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Studio]]:
+    """A workspace with a run of classification and one of regression, over the same points."""
+    place = open_workspace(tmp_path_factory.mktemp("samples"))
+    file = lab.write_arrays(place.root / "recordings" / "points.npz")
+    runs = {}
+    for task, target, outputs in (("classification", "kind", 3), ("regression", "number", 1)):
+        folder = place.root / "trainings" / task
+        recipe = lab.arrays_recipe(file, folder, target, {"kind": task}, outputs)
+        place.queue.wait(place.start_training(recipe, settings=lab.SHORT, folder=folder).id)
+        run = place.compute(recipe)
+        assert isinstance(run, Run)
+        runs[task] = Studio(place, run)
+    yield runs
+    lab.stop_worker(place)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("name", ABOUT_A_RUN)
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_every_page_shows_samples(
+    of_samples: dict[str, Studio], monkeypatch: pytest.MonkeyPatch, task: str, name: str, language: str
+) -> None:
+    studio = of_samples[task]
+    test = viewer(studio.place.root, monkeypatch)(name, lang=language, run=studio.run.id)
+    assert not test.exception
+    assert not test.error
+    assert said(language, "run.pairs@sample", train=studio.run.counts[0], test=studio.run.counts[1]) in texts_of(test)
+
+
+def test_a_group_shows_its_samples_alone(of_samples: dict[str, Studio], monkeypatch: pytest.MonkeyPatch) -> None:
+    studio = of_samples["classification"]
+    test = viewer(studio.place.root, monkeypatch)("angles", run=studio.run.id, cell="1")
+    train = studio.run.splits["train"]
+    assert set(test.dataframe[0].value["id"]) == set(train.loc[train["label"] == 1, "id"])
+
+
+def test_samples_are_listed_and_trained_without(of_samples: dict[str, Studio], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threshold page's list names samples, and a training that follows it does without them."""
+    studio = of_samples["classification"]
+    test = viewer(studio.place.root, monkeypatch)("threshold", run=studio.run.id, m=1, most=2)
+    test.button(key="write_list").click().run()
+    written = studio.place.exported_exclusions(studio.run).iloc[0]
+    assert written["entries"] >= 1
+    recipe = Recipe.from_dict(studio.run.recipe.to_dict())
+    job = studio.place.start_training(recipe, settings=lab.SHORT, exclusions_file=written["text"])
+    result = studio.place.queue.wait(job.id).result
+    assert result is not None
+    assert result["exclusions"]["samples"] == written["entries"]
+    assert result["train_samples"] == len(studio.run.splits["train"]) - written["entries"]
+
+
+def test_arrays_are_analysed_from_the_page(of_samples: dict[str, Studio], monkeypatch: pytest.MonkeyPatch) -> None:
+    studio = of_samples["classification"]
+    look = viewer(studio.place.root, monkeypatch)
+    test = look(
+        "compute",
+        kind="arrays",
+        data="workspace/recordings/points.npz",
+        y="kind",
+        folder="workspace/trainings/classification",
+        hidden="5",
+    )
+    assert "30 samples, 3 different targets; one sample is 4." in texts_of(test)
+    test.button(key="start").click().run()
+    assert not test.error
+    job = studio.place.jobs(limit=1)[0]
+    studio.place.queue.wait(job.id)
+    started = studio.place.run(str(job.run_id))
+    assert (started.task, started.recipe.model.kind) == ("classification", "mlp")
+
+
+def test_a_training_of_this_product_is_analysed_by_its_recipe(
+    of_samples: dict[str, Studio], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio = of_samples["regression"]
+    test = viewer(studio.place.root, monkeypatch)("compute")
+    test.selectbox(key="recipe").set_value("workspace/trainings/regression").run()
+    test.button(key="start_recipe").click().run()
+    assert not test.error
+    job = studio.place.jobs(limit=1)[0]
+    studio.place.queue.wait(job.id)
+    assert studio.place.run(str(job.run_id)).recipe.task == studio.run.recipe.task
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[data]\nkind = "arrays"\nfile = "/etc/hostname"\n[checkpoints]\nfolder = "{folder}"\n', "outside the folders"),
+        (
+            '[data]\nkind = "arrays"\nfile = "{file}"\n[checkpoints]\nfolder = "{folder}"\n[engine]\nexecutor = "dask"\n'
+            'scheduler = "tcp://127.0.0.1:9"\n',
+            "asks for a cluster",
+        ),
+        ("[data", "is not valid TOML"),
+    ],
+)
+def test_a_recipe_beside_checkpoints_may_name_nothing_else(
+    of_samples: dict[str, Studio], monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    """Whoever can put a file there could otherwise read any file of this server, or reach any host from it."""
+    studio = of_samples["regression"]
+    folder = studio.place.root / "trainings" / "aaa"
+    folder.mkdir(exist_ok=True)
+    (folder / "model_epoch_1.pt").write_bytes(b"")
+    file = studio.place.root / "recordings" / "points.npz"
+    (folder / "analysis.toml").write_text(text.replace("{folder}", str(folder)).replace("{file}", str(file)), encoding="utf-8")
+    places.clear()
+    test = viewer(studio.place.root, monkeypatch)("compute")
+    test.selectbox(key="recipe").set_value("workspace/trainings/aaa").run()
+    test.button(key="start_recipe").click().run()
+    shutil.rmtree(folder)
+    places.clear()
+    assert message in test.error[0].value.replace("\\", "")

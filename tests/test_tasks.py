@@ -16,33 +16,7 @@ from tracin_core.recipe import Recipe
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace, open_workspace
 
-SAMPLES, FEATURES = 30, 4
 FLOAT32 = {"rtol": 2e-4, "atol": 2e-6}  # float32 kernels against float64 gradients
-MLP = {"kind": "mlp", "inputs": FEATURES, "hidden": [5]}
-SETTINGS = {"epochs": 2, "save_epochs": (1, 2), "learning_rate": 0.1}
-
-
-def write_arrays(file: Path) -> Path:
-    """Three classes of points, a number that depends on them, and an order."""
-    generator = np.random.default_rng(5)
-    labels = np.arange(SAMPLES) % 3
-    x = generator.normal(size=(SAMPLES, FEATURES)) + 2 * np.eye(3, FEATURES)[labels]
-    ids = np.array([f"point_{row:02d}" for row in range(SAMPLES)])
-    number = x @ np.array([1.0, -1.0, 0.5, 0.0])
-    np.savez(file, x=x.astype(np.float32), kind=labels, two=labels > 0, number=number, order=labels * 10, id=ids)
-    return file
-
-
-def recipe(file: Path, checkpoints: Path, target: str, task: dict[str, Any], outputs: int = 1) -> Recipe:
-    return Recipe.from_dict(
-        {
-            "data": {"kind": "arrays", "file": file, "target": target},
-            "model": {**MLP, "outputs": outputs},
-            "task": task,
-            "checkpoints": {"folder": checkpoints},
-            "engine": {"threads": 1},
-        }
-    )
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
 @pytest.fixture(scope="module")
 def analysed(place: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     """`analysed("label", {...}, outputs=3)`: trained once by the product's own training, then analysed."""
-    file = write_arrays(tmp_path_factory.mktemp("arrays") / "points.npz")
+    file = lab.write_arrays(tmp_path_factory.mktemp("arrays") / "points.npz")
     trained: dict[tuple[str, str, int], Path] = {}
 
     def run_of(target: str, task: dict[str, Any], outputs: int = 1, **changes: Any) -> Run:
@@ -63,10 +37,10 @@ def analysed(place: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Call
         if key not in trained:
             folder = place.root / "trainings" / f"{target}-{task['kind']}-{outputs}"
             wanted = {name: value for name, value in task.items() if name != "kernel"}
-            job = place.start_training(recipe(file, folder, target, wanted, outputs), settings=SETTINGS, folder=folder)
+            job = place.start_training(lab.arrays_recipe(file, folder, target, wanted, outputs), settings=lab.SHORT, folder=folder)
             place.queue.wait(job.id)
             trained[key] = folder
-        run = place.compute(recipe(file, trained[key], target, {**task, **changes}, outputs))
+        run = place.compute(lab.arrays_recipe(file, trained[key], target, {**task, **changes}, outputs))
         assert isinstance(run, Run)
         return run
 
@@ -200,10 +174,97 @@ def test_a_loss_that_nobody_recorded_is_asked_for(place: Workspace, analysed: Ca
         place.compute(
             numbers.recipe.model_copy(
                 update={
-                    "task": recipe(Path("x"), Path("y"), "two", {"kind": "classification"}).task,
+                    "task": lab.arrays_recipe(Path("x"), Path("y"), "two", {"kind": "classification"}).task,
                     "data": numbers.recipe.data.model_copy(update={"target": "two"}),
                 }
             )
         )
     assert "binary_cross_entropy" in str(caught.value)
     assert not isinstance(caught.value, CheckpointError | OutputShapeError)  # it comes as the job's failure
+
+
+def test_data_that_did_not_change_are_not_read_again(place: Workspace, analysed: Callable[..., Run]) -> None:
+    run = analysed("number", {"kind": "regression"})
+    again = place.compute(run.recipe.model_copy(update={"task": type(run.recipe.task)(loss="huber", delta=0.5)}))
+    assert isinstance(again, Run)
+    assert "30 samples are as they were" in "\n".join(place.job_log(place.jobs(limit=1)[0].id))
+    assert again.samples["digest"].tolist() == run.samples["digest"].tolist()
+    file = run.recipe.data.place
+    with np.load(file) as arrays:
+        changed = {name: arrays[name] for name in arrays}
+    changed["x"] = changed["x"] + 1
+    kept = file.read_bytes()
+    np.savez(file, **changed)
+    moved = place.compute(run.recipe)
+    file.write_bytes(kept)
+    assert isinstance(moved, Run)
+    assert not set(moved.samples["digest"]) & set(run.samples["digest"])
+
+
+PLUGIN = """
+import torch
+from torch.utils.data import Dataset
+
+
+def build(width):
+    return torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Tanh(), torch.nn.Linear(width, 2))
+
+
+class Points(Dataset):
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, row):
+        torch.manual_seed(row)
+        return torch.randn(3) + row % 2, row % 2, {"colour": "red" if row % 3 else "blue"}
+
+
+def dataset():
+    return Points()
+"""
+
+
+def test_a_plugins_model_and_data_go_all_the_way(place: Workspace) -> None:
+    """Trained, analysed, and computed anew once the plugin's file is another one."""
+    file = place.root / "plugins" / "points.py"
+    file.write_text(PLUGIN, encoding="utf-8")
+    folder = place.root / "trainings" / "points"
+    settings = {
+        "data": {"kind": "plugin", "name": "points"},
+        "model": {"kind": "plugin", "name": "points", "settings": {"width": 4}},
+        "task": {"kind": "classification"},
+        "checkpoints": {"folder": folder},
+        "engine": {"threads": 1},
+    }
+    asked = Recipe.from_dict(settings)
+    place.queue.wait(place.start_training(asked, settings=lab.SHORT, folder=folder).id)
+    run = place.compute(asked)
+    assert isinstance(run, Run)
+    assert set(run.samples["colour"]) == {"red", "blue"}
+    train, test = (gradients_of(place, run, side) for side in ("train", "validation"))
+    np.testing.assert_allclose(run.view().influence(), np.einsum("cip,cjp->ij", train, test), **FLOAT32)
+    file.write_text(PLUGIN + "# another file\n", encoding="utf-8")
+    other = place.compute(asked)
+    assert isinstance(other, Run)
+    assert other.id != run.id
+    assert not set(other.manifest.groups) & set(run.manifest.groups)
+
+
+def gradients_of(place: Workspace, run: Run, side: str) -> np.ndarray:
+    """As `gradients`, for the plugin above."""
+    found = []
+    for checkpoint in run.manifest.checkpoints:
+        if checkpoint["epoch"] not in run.summed_epochs:
+            continue
+        model = build_model(run.recipe.model, place.root / "plugins")
+        load_weights(model, place.root / "checkpoints", checkpoint["digest"])
+        model = model.double()
+        each = []
+        for sample in run.splits[side].itertuples():
+            torch.manual_seed(int(str(sample.id)))
+            point = (torch.randn(3) + int(str(sample.id)) % 2).double()
+            model.zero_grad()
+            torch.nn.functional.cross_entropy(model(point[None]), torch.tensor([int(sample.label)])).backward()
+            each.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).numpy())
+        found.append(np.array(each))
+    return np.array(found)
