@@ -161,6 +161,7 @@ def test_hostile_files_are_refused_in_one_line_and_nothing_happens(
         sentence = one_line(hostile.outcomes[name])
         assert words in sentence, name
         assert sentence.startswith(f"'{name[:4]}"), name
+        assert len(f"refused: {sentence}") <= 200, "as `inspect` prints it"
         cost = child.costs[name]
         assert cost["acts"] == [], name
         assert cost["seconds"] <= SECONDS, name
