@@ -34,7 +34,7 @@ class PairGap(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ranker = Ranker("large").eval()
+        self.ranker = Ranker("large_resized").eval()
 
     def forward(self, pairs: Tensor) -> Tensor:
         return (self.ranker(pairs[:, 0]) - self.ranker(pairs[:, 1])).squeeze(1)

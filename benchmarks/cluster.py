@@ -98,7 +98,7 @@ def main() -> None:
 def prepare(place: Workspace, samples: int, chunks: int) -> list[BlockSpec]:
     """The blocks of all pairs of chunks, whose weights and inputs are in the workspace."""
     torch.manual_seed(0)
-    section, engine = RankerModel(layout="large"), EngineSection(threads=1)
+    section, engine = RankerModel(layout="large_resized"), EngineSection(threads=1)
     model = build_model(section)
     weights = {name: value.detach() for name, value in model.state_dict().items() if value.is_floating_point()}
     checkpoint = keep(weights, place.root / "checkpoints")

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.manual_seed(0)
-    model, samples = Ranker("large").eval(), torch.randn(max(COUNTS), 1, options.size, options.size)
+    model, samples = Ranker("large_resized").eval(), torch.randn(max(COUNTS), 1, options.size, options.size)
     entries = sum(parameter.numel() for parameter in model.parameters())
     gradients = torch.randn(max(COUNTS), entries)
 

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.manual_seed(0)
-    model = Ranker("large")
+    model = Ranker("large_resized")
     left, right = (torch.randn(count, 1, options.size, options.size) for count in (512, 256))
     entries = sum(parameter.numel() for parameter in model.parameters())
     rows, columns = torch.randn(512, entries), torch.randn(256, entries)

@@ -62,7 +62,7 @@ def main() -> None:
 
 def compute(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
-    model = Ranker("large").eval()
+    model = Ranker("large_resized").eval()
     left, right = (torch.randn(count, 1, 96, 96) for count in (options.rows, options.columns))
     tangent_kernel(model, left[:64], right[:64])  # code and buffers are there before the rest is shared out
     expected = memory_estimate(model, left, right)

@@ -61,7 +61,7 @@ def main() -> int:
 
 def blocks(size: int, repeats: int) -> dict[str, Any]:
     """Seconds per block of each ranker, and what follows from the small one's."""
-    seconds = {layout: block_seconds(layout, size, repeats) for layout in ("small", "large")}
+    seconds = {layout: block_seconds(layout, size, repeats) for layout in ("small", "large_resized")}
     return {"seconds_per_block": seconds, "per_checkpoint": {layout: projected(taken) for layout, taken in seconds.items()}}
 
 

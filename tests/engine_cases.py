@@ -399,7 +399,8 @@ LAYERS: dict[str, Case] = {
 
 MODELS: dict[str, Case] = {
     "ranker small": Case(Ranker, image(1, 24, 40)),
-    "ranker large": Case(lambda: Ranker("large"), image(1, 33, 70)),
+    "ranker large": Case(lambda: Ranker("large"), image(1, 129, 258)),
+    "ranker large, resized": Case(lambda: Ranker("large_resized"), image(1, 33, 70)),
     "conv net": Case(
         lambda: Head(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)),
         image(2, 6, 6),

@@ -45,7 +45,7 @@ def pairs_of(samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("layout", ["small", "large"])
 def test_pair_influence_equals_captum(layout: str, tmp_path: Path) -> None:
     """Summed over two checkpoints, with every train pair against every test pair."""
-    draw = image(1, 33, 70)
+    draw = image(1, 33, 70) if layout == "small" else image(1, 129, 258)
     models = [model_of(Case(lambda: Ranker(layout), draw), seed) for seed in (0, 1)]
     torch.manual_seed(5)
     train, test = draw(5), draw(4)

@@ -191,7 +191,7 @@ def test_training_follows_its_run(shell: Shell, run: Run) -> None:
     assert trained["split"] == {"train": 8, "validation": 4, "test": 0}
     assert trained["train_pairs"] == len(all_pairs(other.splits["train"])) != len(run.train_pairs)
     assert {name: trained["settings"][name] for name in ("layout", "loss", "margin")} == {
-        "layout": "large",
+        "layout": "large_resized",
         "loss": "logistic",
         "margin": 3.0,
     }
@@ -199,7 +199,7 @@ def test_training_follows_its_run(shell: Shell, run: Run) -> None:
 
 
 def other_lab(home: Path) -> Recipe:
-    """Fewer and longer recordings, which the large layout needs; the lab's random split; another loss."""
+    """Fewer and longer recordings; another layout; the lab's random split; another loss."""
     shutil.copytree(home / "recordings", home / "long")
     for path in (home / "long").rglob("*.wav"):
         if path.stem.endswith(("2", "3", "4", "5")):
@@ -208,10 +208,10 @@ def other_lab(home: Path) -> Recipe:
         wave, rate = soundfile.read(path)
         soundfile.write(path, np.tile(wave, 2), rate, subtype="PCM_16")
     samples = split_samples(list_recordings(home / "long", lab.MATERIAL, lab.FREQUENCY), RANDOM)
-    settings: dict[str, Any] = {"epochs": 0, "layout": "large", "loss": "logistic", "margin": 3.0}
+    settings: dict[str, Any] = {"epochs": 0, "layout": "large_resized", "loss": "logistic", "margin": 3.0}
     train_ranker(read_inputs(home / "long", samples), samples, home / "others", **settings)
     known = lab.recipe_for(home / "long", home / "others").to_dict()
-    recipe = Recipe.from_dict({**known, "model": {"layout": "large"}, "split": RANDOM.model_dump()})
+    recipe = Recipe.from_dict({**known, "model": {"layout": "large_resized"}, "split": RANDOM.model_dump()})
     (home / "other.toml").write_text(recipe.to_toml())
     return recipe
 

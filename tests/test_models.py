@@ -28,6 +28,13 @@ LAYOUTS = {
         {"features.4": (64, 32, 3, 3), "features.12": (256, 128, 3, 3), "classifier.0": (128, 256)},
     ),
 }
+LAYOUTS["large_dropout"] = LAYOUTS["large_resized"] = LAYOUTS["large"]
+STRIDES = {
+    "small": [(2, 4), (2, 2)],
+    "large": [(2, 4), (2, 2), (2, 2), (1, 1)],
+    "large_dropout": [(2, 4), (2, 2), (2, 2), (1, 1)],
+    "large_resized": [(2, 2), (1, 1), (1, 1), (1, 1)],
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -38,10 +45,22 @@ def test_the_layout_is_the_published_one(layout: str) -> None:
     assert not model.training
     assert sum(parameter.numel() for parameter in model.parameters()) == count
     modules = {name.rpartition(".")[0] for name in model.state_dict()}
-    assert modules == {f"features.{number}" for number in numbers} | {"classifier.0", "classifier.2"}
+    last = "classifier.3" if layout in ("large_dropout", "large_resized") else "classifier.2"
+    assert modules == {f"features.{number}" for number in numbers} | {"classifier.0", last}
+    assert [layer.stride for layer in model.modules() if isinstance(layer, nn.Conv2d)] == STRIDES[layout]
     for name, shape in shapes.items():
         assert tuple(model.state_dict()[f"{name}.weight"].shape) == shape
-    assert model.state_dict()["classifier.2.weight"].shape[0] == 1
+    assert model.state_dict()[f"{last}.weight"].shape[0] == 1
+
+
+def test_a_resized_ranker_sees_128_x_128() -> None:
+    """Resizing and then standardising by hand gives the same score."""
+    torch.manual_seed(0)
+    model = build_model(RankerModel(layout="large_resized")).double()
+    spectra = torch.randn(2, 1, 60, 200, dtype=torch.float64)
+    sized = nn.functional.interpolate(spectra, size=(128, 128), mode="bilinear")
+    torch.testing.assert_close(model(spectra), model(sized), **FLOAT64)
+    assert not torch.allclose(model(spectra), model(spectra[..., :100]))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -49,7 +68,7 @@ def test_a_score_does_not_depend_on_the_batch(layout: str) -> None:
     """Samples of very different loudness: a mean over the batch would show at once."""
     torch.manual_seed(0)
     model = Ranker(layout).double().eval()
-    spectra = torch.randn(4, 1, 65, 94, dtype=torch.float64) * torch.tensor([1.0, 10, 100, 0.1]).view(4, 1, 1, 1) - 40
+    spectra = torch.randn(4, 1, 129, 258, dtype=torch.float64) * torch.tensor([1.0, 10, 100, 0.1]).view(4, 1, 1, 1) - 40
     together = model(spectra)
     assert together.shape == (4, 1)
     torch.testing.assert_close(torch.cat([model(one[None]) for one in spectra]), together, **FLOAT64)

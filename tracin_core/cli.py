@@ -129,8 +129,8 @@ def compute_influence(
         str | None, typer.Option(help="What file names begin with; default: model_epoch_", show_default=False)
     ] = None,
     layout: Annotated[
-        Literal["small", "large"] | None,
-        typer.Option(help="Ranker: small (5,733 parameters, the default) or large (422,337).", show_default=False),
+        Literal["small", "large", "large_dropout", "large_resized"] | None,
+        typer.Option(help="Ranker: small (5,733 parameters, the default), or one of 422,337: docs/your-model.md.", show_default=False),
     ] = None,
     loss_type: Annotated[str | None, typer.Option(help="standard, ghm, ...; default: as recorded.", show_default=False)] = None,
     margin: Annotated[float | None, typer.Option(help="Default: as recorded.", min=0, callback=finite, show_default=False)] = None,

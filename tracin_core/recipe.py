@@ -66,7 +66,10 @@ class RankerModel(Section):
     """The lab's convolutional network, which gives a spectrogram one score."""
 
     kind: Literal["ranker"] = "ranker"
-    layout: Literal["small", "large"] = Field(default="small", description="small: 5,733 parameters; large: 422,337 parameters")
+    layout: Literal["small", "large", "large_dropout", "large_resized"] = Field(
+        default="small",
+        description="small: 5,733 parameters; the others 422,337, with a plain head, with dropout in it, or on spectra of 128 x 128 too",
+    )
 
 
 class MlpModel(Section):

@@ -7,7 +7,7 @@ at random, would give each gradient a part that belongs to no sample.
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,36 +16,56 @@ from tracin_core.engine.plugins import plugin_model
 from tracin_core.errors import DataError, RecipeError
 from tracin_core.recipe import CnnModel, MlpModel, ModelSection, PluginModel, RankerModel, TransformerModel
 
-Layout = Literal["small", "large"]
+Layout = Literal["small", "large", "large_dropout", "large_resized"]
 
 GRID = 4  # fields on a side, over which a cnn takes means
 SILENCE = 1e-8  # keeps a constant input finite; far below any spectrogram's spread
 
 
-class Ranker(nn.Module):
-    """A small convolutional network that scores one spectrogram.
+class Form(NamedTuple):
+    """What tells the published rankers apart. Names and shapes of tensors follow from it; strides are in no file of weights."""
 
-    `small` has 5,733 parameters (channels 32, 16; head 16-10-1), `large` 422,337 (channels 32, 64, 128, 256; head
-    256-128-1). Layers are named as in the published checkpoints: `features.*` and `classifier.*`.
+    widths: tuple[int, ...]
+    strides: tuple[int | tuple[int, int], ...]
+    hidden: int
+    dropout: bool = False
+    side: int | None = None  # spectra are resized to side x side, bilinearly, before they are standardised
+
+
+WIDE = (32, 64, 128, 256)
+FORMS: Final[dict[Layout, Form]] = {
+    "small": Form((32, 16), ((2, 4), 2), 10),
+    "large": Form(WIDE, ((2, 4), 2, 2, 1), 128),
+    "large_dropout": Form(WIDE, ((2, 4), 2, 2, 1), 128, dropout=True),
+    "large_resized": Form(WIDE, (2, 1, 1, 1), 128, dropout=True, side=128),
+}
+
+
+class Ranker(nn.Module):
+    """A convolutional network that scores one spectrogram, in one of the published layouts.
+
+    `small` has 5,733 parameters, the others 422,337. Layers are named as in the published checkpoints: `features.*` and `classifier.*`.
+    The weights of `large_dropout` and `large_resized` have the same names and shapes: only who trained them knows which they are.
     """
 
     def __init__(self, layout: Layout = "small") -> None:
         super().__init__()
-        first = nn.Conv2d(1, 32, kernel_size=5, stride=(2, 4), padding=2)
-        if layout == "small":
-            convolutions = [first, nn.Conv2d(32, 16, kernel_size=3, stride=2, padding=1)]
-            hidden = 10
-        else:
-            widths = [32, 64, 128, 256]
-            convolutions = [first] + [nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths)]
-            hidden = 128
+        form = FORMS[layout]
+        self.side = form.side
+        sizes = zip(pairwise([1, *form.widths]), form.strides, strict=True)
+        convolutions = [
+            nn.Conv2d(a, b, kernel_size=3 if place else 5, stride=stride, padding=1 if place else 2)
+            for place, ((a, b), stride) in enumerate(sizes)
+        ]
         blocks = [[c, nn.BatchNorm2d(c.out_channels), nn.ReLU(), nn.MaxPool2d(2)] for c in convolutions]
         self.features = nn.Sequential(*(layer for block in blocks for layer in block))
-        width = convolutions[-1].out_channels
-        self.classifier = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        head = [nn.Linear(form.widths[-1], form.hidden), nn.ReLU(), *([nn.Dropout(0.5)] if form.dropout else [])]
+        self.classifier = nn.Sequential(*head, nn.Linear(form.hidden, 1))
 
     def forward(self, spectra: Tensor) -> Tensor:
         """Scores `[N, 1]` of spectra `[N, 1, F, T]`, each spectrum standardised."""
+        if self.side is not None:
+            spectra = nn.functional.interpolate(spectra, size=(self.side, self.side), mode="bilinear", align_corners=False)
         features = self.features(standardised(spectra))
         scores: Tensor = self.classifier(features.mean(dim=(2, 3)))
         return scores
