@@ -261,8 +261,9 @@ def gradients_of(place: Workspace, run: Run, side: str) -> np.ndarray:
         model = model.double()
         each = []
         for sample in run.splits[side].itertuples():
-            torch.manual_seed(int(str(sample.id)))
-            point = (torch.randn(3) + int(str(sample.id)) % 2).double()
+            row = int(str(sample.id).removeprefix("row"))
+            torch.manual_seed(row)
+            point = (torch.randn(3) + row % 2).double()
             model.zero_grad()
             torch.nn.functional.cross_entropy(model(point[None]), torch.tensor([int(sample.label)])).backward()
             each.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).numpy())
