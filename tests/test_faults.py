@@ -33,6 +33,7 @@ from tracin_core.records.workspace import Workspace, open_workspace
 
 LONG = os.environ.get("TRACIN_LONG") == "1"
 EPOCHS = 2
+BLOCKS = 27  # a checkpoint: outputs of 4 + 2 chunks, 10 + 3 of a triangle, 4 x 2
 TINY = SplitSection(train=2, validation=1, test=0)
 
 
@@ -80,6 +81,7 @@ def make_rig(folder: Path, parent: Zygote) -> Rig:
     for pid in parent.living():
         zygote.kill(pid)
     rig = Rig(parent, recipe, toml, folder / "prepared", run_id, kernels_of(place), run_of(place, run_id))
+    assert len(rig.kernels) == (EPOCHS + 1) * BLOCKS, "what happens between blocks needs many of them"
     shutil.copytree(place, rig.prepared)
     for name in ("kernels", "runs", "jobs", "tracin.sqlite3"):
         path = rig.prepared / name
@@ -203,6 +205,19 @@ def stopped_worker(rig: Rig, place: Workspace, *, lease: float | None = None, lo
     return pid
 
 
+def stopped_outside_the_catalogue(place: Workspace, pid: int) -> bool:
+    """The process stands still, or, if it has the catalogue open, goes on for a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: stands_still(pid))
+    with closing(sqlite3.connect(place.catalogue.path, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            os.kill(pid, signal.SIGCONT)
+            return False
+    return True
+
+
 def stands_still(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
@@ -265,7 +280,7 @@ def test_a_worker_that_stands_still_without_a_job_is_replaced_too(rig: Rig, tmp_
     place = open_workspace(shutil.copytree(rig.prepared, tmp_path / "workspace"))
     pid = rig.zygote.fork("worker", str(place.root), "600")
     until((place.root / "jobs" / ".worker").exists)
-    os.kill(pid, signal.SIGSTOP)
+    until(lambda: stopped_outside_the_catalogue(place, pid))
     assert rig.zygote.run("asked", str(place.root), str(rig.toml)) == 0
     rig.zygote.fork("dashboard", str(place.root), 1.0)
     ends_right(rig, place)

@@ -3,15 +3,17 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tracin_core.errors import JobCancelledError, JobFailedError, NotFoundError
+from tracin_core.errors import JobCancelledError, JobFailedError, NotFoundError, WorkspaceError
 from tracin_core.records import jobs, processes
 from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.jobs import STALL_LIMIT, JobQueue
@@ -207,6 +209,27 @@ def test_a_worker_whose_heart_stands_still_for_a_lease_is_ended(
     now[0] += 0.2 * jobs.LEASE_SECONDS
     queue.ensure_worker()
     assert sleeper.wait(10) < 0
+
+
+def test_a_worker_that_stands_still_while_it_reads_is_ended_by_whoever_wants_to_write(
+    queue: JobQueue, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no job and shows no heartbeat; but a reader's lock keeps everybody from asking for anything."""
+    now = [1000.0]
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: 0.0))
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **{**k, "timeout": 0.01}))
+    assert queue.claim(name_of(sleeper.pid)) is None
+    with closing(connect(queue.catalogue.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM job").fetchall()
+        for _ in range(3):
+            assert sleeper.poll() is None
+            with pytest.raises(WorkspaceError, match="locked"):
+                queue.submit("demo", {}, title="x")
+            now[0] += 0.7 * jobs.LEASE_SECONDS
+    assert sleeper.wait(10) < 0
+    assert queue.submit("demo", {}, title="x").state == "queued"
 
 
 def test_a_cancelled_job_whose_worker_died_is_not_begun_again(queue: JobQueue) -> None:

@@ -265,10 +265,10 @@ def prepare() -> None:
     import tracin_core.engine.kernel
     import tracin_core.engine.models
     import tracin_core.worker
-    from tracin_core import cli
-    from tracin_core.records import datasets, jobs
+    from tracin_core import cli, reading
+    from tracin_core.records import jobs
 
-    datasets.CHUNK_SAMPLES = CHUNK  # type: ignore[misc]
+    reading.CHUNK_SAMPLES = CHUNK  # type: ignore[misc, attr-defined]
     tracin_core.engine.health.check_model = lambda *_: []  # type: ignore[assignment]
     tracin_core.worker.estimate = lambda *_: "no estimate"
     jobs.subprocess = type("Forking", (), {"Popen": ForkedWorker, "DEVNULL": subprocess.DEVNULL})  # type: ignore[assignment]

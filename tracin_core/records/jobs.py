@@ -109,6 +109,17 @@ class JobQueue:
         digest = digest_of([kind, request])
         with suppress(OSError, DiskFullError):  # a worker will say so
             self.keep_spare()
+        try:
+            job_id = self._enter(kind, request, digest, title, run_id, who)
+        except WorkspaceError as failure:
+            if is_busy(failure):  # a worker that stands still while it reads keeps others from writing
+                self._end_if_overdue(None, "busy")
+            raise
+        self.ensure_worker()
+        return self.get(job_id)
+
+    def _enter(self, kind: str, request: dict[str, Any], digest: str, title: str, run_id: str | None, who: str) -> str:
+        """The id of the job that does this, queued if it was not or was paused."""
         with self.catalogue.transaction() as connection:
             row = connection.execute(
                 "SELECT id FROM job WHERE request_digest = ? AND state IN ('queued', 'running', 'paused') AND cancel = 0",
@@ -124,8 +135,7 @@ class JobQueue:
             else:
                 job_id = row["id"]
                 connection.execute(f"{REQUEUE} WHERE id = ? AND state = 'paused'", (job_id,))
-        self.ensure_worker()
-        return self.get(job_id)
+        return str(job_id)
 
     def get(self, job_id: str) -> Job:
         """The job as it is now."""
