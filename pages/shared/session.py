@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 import pandas as pd
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from pages.shared import access
 from pages.shared.i18n import t
@@ -101,10 +102,19 @@ def linked(
     value = _valued(key, default, valid)
     if value is None:
         value = default
-    if st.session_state.get(key) != value:
+    if st.session_state.get(key) != value or _is_new_here(key):
         st.session_state[key] = value
     _tell(key, default if quiet else None)
     return {"key": key, "on_change": _tell, "args": (key,)}
+
+
+def _is_new_here(key: str) -> bool:
+    """The key's widget was last drawn on another page: Streamlit takes this one for another widget, which has to be told its value."""
+    context = get_script_run_ctx()
+    page = "" if context is None else context.page_script_hash
+    drawn = cast(dict[str, str], st.session_state.setdefault("_drawn", {}))
+    before, drawn[key] = drawn.get(key), page
+    return before != page
 
 
 def choose(key: str, value: str | int | float | bool) -> None:
