@@ -277,6 +277,7 @@ def serve(
     if with_demo and place.runs().empty:
         place.start_demo()
     os.environ["TRACIN_WORKSPACE"] = str(place.root)
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # a thread per visitor, each with a heap of its own, would hold much that is free
     say(f"TracIn Studio: http://{host}:{port}   (workspace {place.root}; Ctrl-C ends it, computations go on)")
     os.chdir(PROJECT)
     command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.address={host}", f"--server.port={port}"]
