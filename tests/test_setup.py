@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUIREMENTS = [f"requirements{extra}.txt" for extra in ("", "-test", "-bench", "-umap", "-cluster")]
+REQUIREMENTS = [f"requirements{extra}.txt" for extra in ("", "-test", "-bench", "-umap", "-cluster", "-oidc")]
 SCRIPTS = sorted(path for path in [*(ROOT / "scripts").iterdir(), ROOT / ".ci" / "run"] if path.is_file())
 # Words that bash 3.2 or a BSD tool does not know.
 TOO_NEW = [
