@@ -367,7 +367,7 @@ class Workspace:
                 f"'{folder_id[:80]}' leads outside '{root_id}'; choose a folder inside it, or start the server with TRACIN_ROOTS "
                 f"naming yours."
             )
-        if not (path.is_file() if file else path.is_dir()):
+        if not (os.path.isfile(path) if file else os.path.isdir(path)):  # also where the name is too long for one
             what = "file" if file else "folder"
             raise NotFoundError(f"'{folder_id[:80]}' is not a {what} on this server; choose one from the list.")
         return path
