@@ -7,18 +7,20 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
 
 import lab
 import psutil
 import pytest
-from conftest import ROOT, idle, start_server, stop_server, visit
+from conftest import ROOT, idle, is_up, start_server, stop_server, visit
 from playwright.sync_api import Browser, Page, expect
 
 from pages.shared import access as gate
@@ -485,12 +487,15 @@ def test_whoever_has_no_link_sees_a_sentence_and_a_wrong_one_opens_nothing(studi
 
 @pytest.mark.browser
 def test_every_page_works_under_the_policy_and_names_no_path(studio: Studio, inside: Watched) -> None:
-    """No page, in either language, breaks a rule of the policy; none of them is told where on the disk something lies."""
-    for pages in frame.SECTIONS.values():
-        for name in pages:
-            visit(inside.page, f"{studio.url}/{'' if name == frame.HOME else name}?run={studio.run.id}")
-            expect(inside.page.get_by_test_id("stHeading").first).to_be_visible()
-    inside.page.wait_for_timeout(500)
+    """From page to page by the sidebar: none breaks a rule of the policy, and none is told where on the disk something lies."""
+    visit(inside.page, f"{studio.url}/?run={studio.run.id}")
+    links = inside.page.get_by_test_id("stSidebarNavLink")
+    expect(links).to_have_count(sum(map(len, frame.SECTIONS.values())))
+    for number in range(links.count()):
+        links.nth(number).click()
+        idle(inside.page)
+        expect(inside.page.get_by_test_id("stHeading").first).to_be_visible()
+        expect(inside.page.get_by_text("Something unexpected went wrong")).to_have_count(0)
     expect(inside.page.get_by_test_id("stException")).to_have_count(0)
     assert inside.console == []
     told = b"".join(inside.received) + inside.page.content().encode()
@@ -705,3 +710,102 @@ def test_a_revoked_link_ends_open_sessions_at_their_next_rerun(studio: Studio, i
     assert answer is not None
     assert answer.status == 403
     expect(page.get_by_text("open to people who have a link")).to_be_visible()
+
+
+# ---- a provider to sign in with -------------------------------------------------------------------------------------------------
+
+
+class Provider(BaseHTTPRequestHandler):
+    """An OIDC provider that asks nobody for a password: whoever comes is `person`."""
+
+    person: ClassVar[dict[str, Any]] = {}
+    nonces: ClassVar[dict[str, str]] = {}
+    key: ClassVar[Any] = None
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def answer(self, value: Any, code: int = 200, **headers: str) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(code)
+        for name, told in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, told)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        here = f"http://{self.headers['Host']}"
+        path, _, query = self.path.partition("?")
+        asked = {name: values[0] for name, values in parse_qs(query).items()}
+        if path == "/authorize":
+            code = f"code{len(self.nonces)}"
+            self.nonces[code] = asked["nonce"]
+            self.answer({}, 302, Location=f"{asked['redirect_uri']}?code={code}&state={asked['state']}")
+        elif path == "/jwks":
+            self.answer({"keys": [self.key.as_dict(private=False)]})
+        else:
+            names = ("authorization_endpoint", "token_endpoint", "jwks_uri")
+            routes = dict(zip(names, ("/authorize", "/token", "/jwks"), strict=True))
+            algorithms = {"id_token_signing_alg_values_supported": ["RS256"]}
+            self.answer({"issuer": here, **{name: here + route for name, route in routes.items()}, **algorithms})
+
+    def do_POST(self) -> None:
+        from joserfc import jwt
+
+        told = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        claims = {
+            "iss": f"http://{self.headers['Host']}",
+            "aud": "tracin",
+            "sub": "1",
+            "iat": int(time.time()),
+            "exp": int(time.time()) + 60,
+        }
+        claims |= {"nonce": self.nonces[told["code"][0]], **self.person}
+        token = jwt.encode({"alg": "RS256", "kid": self.key.kid}, claims, self.key)
+        self.answer({"access_token": "a", "token_type": "Bearer", "expires_in": 60, "id_token": token})
+
+
+@pytest.fixture
+def provider() -> Iterator[str]:
+    pytest.importorskip("authlib", reason="scripts/setup requirements-oidc.txt installs it")
+    from joserfc.jwk import RSAKey
+
+    Provider.key = RSAKey.generate_key(2048, parameters={"kid": "1"})
+    with ThreadingHTTPServer(("127.0.0.1", 0), Provider) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.server_address[1]}"
+        listening.shutdown()
+
+
+@pytest.mark.browser
+def test_listed_people_sign_in_with_a_provider_and_others_do_not_get_in(
+    provider: str, page: Page, tmp_path: Path, workspace_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    lines = {"redirect_uri": f"{url}/oauth2callback", "cookie_secret": "s" * 40, "client_id": "tracin", "client_secret": "x"}
+    lines["server_metadata_url"] = f"{provider}/.well-known/openid-configuration"
+    (tmp_path / "secrets.toml").write_text("[auth]\n" + "".join(f'{name} = "{value}"\n' for name, value in lines.items()))
+    told = {
+        "TRACIN_ACCESS": "oidc",
+        "TRACIN_OIDC_ALLOW": "mei@lab.example",
+        "STREAMLIT_SECRETS_FILES": str(tmp_path / "secrets.toml"),
+    }
+    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app.py"), f"--server.port={urlsplit(url).port}"]
+    with (tmp_path / "log").open("wb") as log:
+        environment = {**os.environ, **told, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        assert within_seconds(lambda: is_up(url), 60), (tmp_path / "log").read_text()
+        for email, gets_in in (("other@lab.example", False), ("mei@lab.example", True)):
+            Provider.person = {"email": email, "email_verified": True}
+            answer = page.goto(url)
+            assert answer is not None
+            assert answer.status == 403
+            page.get_by_role("link", name="Sign in").click()
+            if gets_in:
+                expect(page.get_by_text(f"Here as {email}")).to_be_visible(timeout=60_000)
+            else:
+                expect(page.get_by_text("open to people on its list")).to_be_visible()
+    finally:
+        stop_server(process)
