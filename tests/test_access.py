@@ -27,6 +27,7 @@ from pages.shared import access as gate
 from pages.shared import frame, server
 from tracin_core.errors import InputError, NotFoundError, WorkspaceError
 from tracin_core.records import access
+from tracin_core.records.jobs import JobQueue
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace, open_workspace
 
@@ -693,6 +694,24 @@ def test_no_path_leads_out_of_what_is_served(studio: Studio, path: str) -> None:
     assert not re.search(rb"root:|sha256|\"links\"|def guard", said)
 
 
+def test_a_job_bears_the_name_of_whoever_started_it(workspace_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JobQueue, "ensure_worker", lambda self: None)
+    place = open_workspace(workspace_path)
+    assert (place.by("Mei").start_demo().who, place.start_digits_demo().who) == ("Mei", "")
+    assert place.by("Tom").start_demo().who == "Mei"  # it is on its way already
+
+
+@pytest.mark.browser
+def test_what_a_person_starts_bears_their_name(studio: Studio, inside: Watched) -> None:
+    """Nobody is asked for a name that the server knows."""
+    visit(inside.page, f"{studio.url}/threshold?run={studio.run.id}")
+    expect(inside.page.get_by_role("textbox", name="Why (kept with the list)")).to_be_visible()
+    expect(inside.page.get_by_role("textbox", name="Your name")).to_have_count(0)
+    inside.page.get_by_role("button", name=re.compile("Write the list")).click()
+    idle(inside.page)
+    assert within_seconds(lambda: list(studio.place.exported_exclusions(studio.run)["who"]) == ["Mei"])
+
+
 @pytest.mark.browser
 def test_a_revoked_link_ends_open_sessions_at_their_next_rerun(studio: Studio, inside: Watched) -> None:
     """Mei's end: no page, no callback, no picture, no upload any more."""
@@ -700,9 +719,10 @@ def test_a_revoked_link_ends_open_sessions_at_their_next_rerun(studio: Studio, i
     visit(page, f"{studio.url}/threshold?run={studio.run.id}")
     access.revoke(studio.place.root, "Mei")
     inside.received.clear()
+    written = len(studio.place.exported_exclusions(studio.run))
     page.get_by_role("button", name=re.compile("Write the list")).click()
     page.wait_for_timeout(1500)
-    assert studio.place.exported_exclusions(studio.run).empty
+    assert len(studio.place.exported_exclusions(studio.run)) == written
     assert b"".join(inside.received) == b""
     for method, path in (("GET", "/"), ("GET", "/media/x"), ("POST", "/uploads")):
         assert ask(studio, method, path, Cookie=studio.cookie_of(studio.key), Origin=studio.url)[0] == 403
