@@ -130,7 +130,9 @@ def compute_influence(
     ] = None,
     layout: Annotated[
         Literal["small", "large", "large_dropout", "large_resized"] | None,
-        typer.Option(help="Ranker: small (5,733 parameters, the default), or one of 422,337: docs/your-model.md.", show_default=False),
+        typer.Option(
+            help="Ranker: small (5,733 parameters, the default), or one of 422,337: docs/your-model.md.", show_default=False
+        ),
     ] = None,
     loss_type: Annotated[str | None, typer.Option(help="standard, ghm, ...; default: as recorded.", show_default=False)] = None,
     margin: Annotated[float | None, typer.Option(help="Default: as recorded.", min=0, callback=finite, show_default=False)] = None,
@@ -277,7 +279,9 @@ def serve(
     if with_demo and place.runs().empty:
         place.start_demo()
     os.environ["TRACIN_WORKSPACE"] = str(place.root)
-    os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # a thread per visitor, each with a heap of its own, would hold much that is free
+    os.environ.setdefault(
+        "MALLOC_ARENA_MAX", "2"
+    )  # a thread per visitor, each with a heap of its own, would hold much that is free
     say(f"TracIn Studio: http://{host}:{port}   (workspace {place.root}; Ctrl-C ends it, computations go on)")
     os.chdir(PROJECT)
     command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.address={host}", f"--server.port={port}"]

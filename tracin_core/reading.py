@@ -147,10 +147,17 @@ def reader_of(workspace: Workspace, section: DataSection) -> Reader:
     return reader_for(section)
 
 
-def truth_of(recipe: Recipe) -> list[PlantedFault]:
-    """The faults that were planted in the data, where the file that says so lies beside them."""
+def truth_of(recipe: Recipe, samples: pd.DataFrame) -> list[PlantedFault]:
+    """The faults that were planted in these samples, where a file that says so lies beside them; somebody else's file says nothing."""
     place = recipe.data.place
-    return read_truth(place if place.is_dir() else place.parent)
+    if isinstance(recipe.data, PluginData):
+        return []
+    try:
+        faults = read_truth(place if place.is_dir() else place.parent)
+    except (ValueError, KeyError, TypeError):
+        return []
+    known = set(samples["id"])
+    return [fault for fault in faults if fault.sample in known]
 
 
 def plugins_of(workspace: Workspace) -> Path:

@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar, get_args
 
 import tomli_w
 from pydantic import (
@@ -117,6 +117,7 @@ class PluginModel(Section):
     kind: Literal["plugin"] = "plugin"
     name: PluginName
     settings: Settings = {}
+    outputs: int | None = Field(default=None, ge=1, description="of the model; needed where it has more than the data have classes")
 
 
 ModelSection = Annotated[
@@ -275,6 +276,20 @@ class SplitSection(Section):
         return self
 
 
+T = TypeVar("T", bound=Section)
+
+
+def only_own_settings(task: T, own: dict[str, str]) -> T:
+    """The task, if no setting is given that its loss would not look at; where it names no loss, the recorded one may be any."""
+    loss = getattr(task, "loss", None)
+    idle = [setting for name, setting in own.items() if loss not in (None, name) and getattr(task, setting) is not None]
+    if idle:
+        raise ValueError(
+            f"{idle[0]} would change nothing with loss = {loss!r}; leave it out, or choose the loss that it belongs to"
+        )
+    return task
+
+
 class RankingTask(Section):
     """Pairs of samples and their loss; None means as the checkpoints record."""
 
@@ -302,6 +317,10 @@ class ClassificationTask(Section):
         description="label_logit: of logit(p_y), small; outputs: k x k times as large, and every loss and label can be asked for",
     )
 
+    @model_validator(mode="after")
+    def settings_are_of_the_loss(self) -> Self:
+        return only_own_settings(self, {"label_smoothing": "smoothing", "focal": "gamma", "generalized_cross_entropy": "q"})
+
 
 class RegressionTask(Section):
     """Samples with a number to meet; None means as the checkpoints record."""
@@ -309,6 +328,10 @@ class RegressionTask(Section):
     kind: Literal["regression"] = "regression"
     loss: NumberLossName | None = None
     delta: float | None = Field(default=None, gt=0, description="of huber")
+
+    @model_validator(mode="after")
+    def settings_are_of_the_loss(self) -> Self:
+        return only_own_settings(self, {"huber": "delta"})
 
 
 TaskSection = Annotated[

@@ -19,6 +19,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ from tracin_core.blocks import BlockFailure, BlockSpec, Layers, Receipt, run_blo
 from tracin_core.cluster import dask_runner
 from tracin_core.data.files import read_json, write_json, write_text
 from tracin_core.data.readers import Inputs
+from tracin_core.data.samples import require_labels
 from tracin_core.data.simulated import simulate_recordings
 from tracin_core.errors import (
     CheckpointError,
@@ -61,7 +63,10 @@ from tracin_core.records.progress import BEAT_SECONDS, InterruptedJob, Progress,
 from tracin_core.records.runs import Manifest
 from tracin_core.records.store import BlockKey, digest_of
 from tracin_core.records.workspace import Workspace, open_workspace
+from tracin_core.scores.examples import SampleExamples
+from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.recorded import recorded_loss
+from tracin_core.scores.sample_losses import SampleLoss, sample_loss
 
 ROOM_FACTOR: Final = 1.1  # what a run's blocks take on a disk, beside their bytes
 NAMED_BLOCKS: Final = 3  # in a sentence
@@ -251,6 +256,7 @@ def compute_run(
     workspace = progress.workspace
     use_threads(recipe.engine)
     samples, _, chunks = dataset or read_dataset(progress, recipe)
+    plugin = plugin_of(workspace, recipe)  # before its code runs, so that no other code is taken for it
     model = model_of(workspace, recipe.model)
     checkpoints = checkpoints or take_in(
         progress, recipe.checkpoints.folder, recipe.checkpoints.prefix, recipe.model, epochs=recipe.checkpoints.epochs
@@ -261,12 +267,15 @@ def compute_run(
     load_checkpoint(model, workspace, checkpoints[-1])
     model, probes = model.to(recipe.engine.device), to_tensor(load_inputs(folder, largest.digest)[0], recipe.engine)
     outputs = outputs_of(model, probes[:2], recipe, samples)
+    require_labels(samples, recipe.task, outputs)
     cotangent = cotangent_of(recipe, outputs)
+    require_suited(loss, cotangent, outputs)
     each = outputs if cotangent == "outputs" else 1
     train, test = (each * sum(len(chunk.ids) for chunk in chunks[side]) for side in MEASURED)
     layers = kernel_groups(model, cells=train * (train + test) + test * test, budget=recipe.engine.kernel_budget or KERNEL_BUDGET)
     progress.say(f"kernels are kept by {len(layers)} layer groups: {', '.join(layers)}")
-    blocks = Blocks(workspace, recipe, layers, cotangent, outputs)
+    preprocessing = reader_of(workspace, recipe.data).preprocessing
+    blocks = Blocks(workspace, recipe, layers, cotangent, outputs, preprocessing, plugin)
     manifest = Manifest(
         id=run_id,
         recipe=recipe.to_dict(),
@@ -277,7 +286,7 @@ def compute_run(
         chunks={side: chunks[side] for side in MEASURED},
         loss=asdict(loss),
         dataset=folder.name,
-        truth=tuple(asdict(fault) for fault in truth_of(recipe)),
+        truth=tuple(asdict(fault) for fault in truth_of(recipe, samples)),
         versions={"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy", "scipy")}},
         cotangent=cotangent,
         outputs=outputs,
@@ -315,6 +324,23 @@ def cotangent_of(recipe: Recipe, outputs: int) -> Cotangent:
     return recipe.task.kernel if isinstance(recipe.task, ClassificationTask) and outputs > 1 else "score"
 
 
+def require_suited(loss: PairLoss | SampleLoss, cotangent: Cotangent, outputs: int) -> None:
+    """The loss can be asked of such a kernel and of so many outputs.
+
+    Raises:
+        ViewError: it cannot, and what to choose; better now than after the computation.
+    """
+    if isinstance(loss, SampleLoss):
+        shape, target = (1,) if outputs == 1 else (1, outputs), np.zeros(1, dtype=np.int64)
+        SampleExamples(pd.DataFrame({"id": ["probe"]}), np.zeros((1, *shape), dtype=np.float32), target, loss, cotangent)
+        sample_loss(loss, np.zeros(shape), target)
+
+
+def plugin_of(workspace: Workspace, recipe: Recipe) -> str | None:
+    """Digest of the file that builds the recipe's model, where it is a plugin's."""
+    return plugin_digest(plugins_of(workspace), recipe.model.name) if isinstance(recipe.model, PluginModel) else None
+
+
 @dataclass(frozen=True)
 class Blocks:
     """What the bytes of a run's blocks depend on, beside the samples."""
@@ -324,12 +350,8 @@ class Blocks:
     layers: Layers
     cotangent: Cotangent
     outputs: int
-
-    @property
-    def plugin(self) -> str | None:
-        """Digest of the file that builds the model, where it is a plugin's."""
-        model = self.recipe.model
-        return plugin_digest(plugins_of(self.workspace), model.name) if isinstance(model, PluginModel) else None
+    preprocessing: str
+    plugin: str | None  # digest of the file that builds the model
 
     def group(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Everything that one checkpoint's blocks have in common; its digest is their folder's name."""
@@ -339,7 +361,7 @@ class Blocks:
         return {
             "weights": str(checkpoint["digest"]),
             "model": self.recipe.model.model_dump(mode="json"),
-            "preprocessing": reader_of(self.workspace, self.recipe.data).preprocessing,
+            "preprocessing": self.preprocessing,
             "layers": list(self.layers),
             "cotangent": None if self.cotangent == "score" else self.cotangent,
             "precondition": None,
@@ -524,7 +546,7 @@ def follow(progress: Progress, recipe: Recipe, quiet_seconds: float) -> dict[str
         standing = standing_files(progress, recipe)
         if ended and standing == files_of(recipe):
             progress.say(f"the training has ended: {ended}")
-            return {"run_id": run_of_all(progress, recipe, dataset), "ended": ended}
+            return {"run_id": run_of_all(progress, recipe), "ended": ended}
         new = {path: state for path, state in standing.items() if refused.get(path) != state}
         if new != before:
             before = new
@@ -577,7 +599,10 @@ def run_so_far(progress: Progress, recipe: Recipe, dataset: Dataset, taken: list
     if not any(epochs):
         return
     place = progress.workspace
-    run_id = digest_of([recipe.digest(), [[checkpoint["epoch"], checkpoint["digest"]] for checkpoint in chosen]])[:12]
+    require_ascending(chosen)
+    data = dataset[0].to_csv(index=False)  # ids, targets, sides and digests of the inputs
+    weights = [[checkpoint["epoch"], checkpoint["digest"]] for checkpoint in chosen]
+    run_id = digest_of([recipe.digest(), weights, data, plugin_of(progress.workspace, recipe)])[:12]
     part = recipe.model_copy(
         update={
             "name": f"{recipe.name}, up to epoch {epochs[-1]}",
@@ -590,12 +615,12 @@ def run_so_far(progress: Progress, recipe: Recipe, dataset: Dataset, taken: list
     supersede(progress, run_id, part)
 
 
-def run_of_all(progress: Progress, recipe: Recipe, dataset: Dataset) -> str:
-    """The recipe's own run, as if it had been asked for now."""
+def run_of_all(progress: Progress, recipe: Recipe) -> str:
+    """The recipe's own run, as if it had been asked for now: data that changed meanwhile are read again."""
     run_id = progress.workspace.run_id(recipe)
     if not progress.workspace.is_done(run_id):
         progress.workspace.register_run(run_id, recipe)
-        compute_run(progress, recipe, run_id, dataset=dataset)
+        compute_run(progress, recipe, run_id)
     supersede(progress, run_id, recipe)
     return run_id
 
@@ -625,12 +650,27 @@ def take_in(
         if isinstance(outcome, CheckpointError):
             raise outcome
     checkpoints = [outcome for outcome in outcomes if isinstance(outcome, dict)]
+    require_ascending(checkpoints)
     if epochs is not None:
         absent = sorted(set(epochs) - {checkpoint["epoch"] for checkpoint in checkpoints})
         if absent:
             raise CheckpointError(f"'{folder.name}' has no checkpoint of epoch {absent[0]}; correct the recipe's epochs.")
         checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint["epoch"] in epochs]
     return checkpoints
+
+
+def require_ascending(checkpoints: list[dict[str, Any]]) -> None:
+    """Each file records a later epoch than the one before it.
+
+    Raises:
+        CheckpointError: names the first two that do not.
+    """
+    for one, next_one in pairwise(sorted(checkpoints, key=lambda checkpoint: int(checkpoint["epoch"]))):
+        if one["epoch"] == next_one["epoch"]:
+            raise CheckpointError(
+                f"'{one['source']}' and '{next_one['source']}' both record epoch {one['epoch']}; keep one of them, or save the later part "
+                f"of the training with epochs that go on."
+            )
 
 
 def inspect_files(progress: Progress, paths: list[Path], section: ModelSection) -> list[dict[str, Any] | CheckpointError]:

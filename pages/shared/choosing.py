@@ -100,8 +100,9 @@ def choose_data() -> Data | None:
         return None
     data = looked_at(section, place.stat().st_mtime_ns)
     st.markdown(found_in_words(data))
-    for left in left_out(section, place.stat().st_mtime_ns)[:3]:
-        st.markdown(f":small[:orange[{session.plain(left)}]]")
+    beside = left_out(section, place.stat().st_mtime_ns)
+    if beside:
+        st.markdown(f":small[:orange[{t('compute.left_out', n=len(beside))} {session.plain('; '.join(beside[:3]))}]]")
     return data
 
 

@@ -21,7 +21,23 @@ from tracin_core.errors import DataError, UnknownSampleError, UnreadableSampleEr
 MOST_FILES: Final = 500_000  # a walk of 1 s; more is no data set but somebody's whole disk
 LONGEST_ID: Final = 200
 LONGEST_SHOWN: Final = 80
-RESERVED: Final = frozenset({"id", "target", "path", "label", "label_name", "angle", "digest"})  # columns that the product writes
+RESERVED: Final = frozenset(  # columns that the product writes
+    {
+        "id",
+        "target",
+        "path",
+        "label",
+        "label_name",
+        "angle",
+        "digest",
+        "group",
+        "score",
+        "percentile",
+        "multiplicity",
+        "first",
+        "second",
+    }
+)
 
 Inputs = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 

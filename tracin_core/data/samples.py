@@ -55,6 +55,25 @@ def with_labels(samples: pd.DataFrame, task: TaskSection, *, classes: int | None
     return labelled
 
 
+def require_labels(samples: pd.DataFrame, task: TaskSection, outputs: int) -> None:
+    """The labels of these samples are places among so many outputs of the model, as they would be if that number had been known.
+
+    Raises:
+        DataError: they are not: the model has more outputs than the data have classes, and labels would be those of other outputs.
+    """
+    if task.kind != "classification" or "target" not in samples:
+        return
+    known = with_labels(samples, task, classes=max(outputs, 2))
+    moved = np.flatnonzero(known["label"].to_numpy() != samples["label"].to_numpy())
+    if moved.size:
+        sample = samples.iloc[moved[0]]
+        raise DataError(
+            f"The model has {outputs} outputs, of which target {sample['target']} of '{sample['id']}' is number "
+            f"{known['label'].iloc[moved[0]]}, not number {sample['label']} as among the {samples['label'].nunique()} classes of these "
+            f"data; write outputs = {outputs} under [model]."
+        )
+
+
 def _targets(samples: pd.DataFrame) -> pd.Series:
     """The targets as numbers or as text, all of them told.
 

@@ -276,7 +276,7 @@ def output_count(model: nn.Module, inputs: Tensor) -> int:
         OutputShapeError: not one row per sample.
         ModelError: the model fails on them.
     """
-    few = inputs[:2]
+    few = inputs[:2].clone()  # a model may overwrite its input
     try:
         with torch.no_grad():
             outputs = model.eval()(few)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tracin_core.data.files import write_json, write_whole
+from tracin_core.data.samples import require_labels
 from tracin_core.engine.models import Mlp, build_model
 from tracin_core.engine.objectives import (
     Objective,
@@ -87,6 +88,7 @@ def train(
     if isinstance(network, Mlp):
         network.fit(tensor[sides["train"]])  # excluded or not: an exclusion changes the loss and nothing else
     outputs = output_count(network, tensor)
+    require_labels(samples, task, outputs)
     if isinstance(task, RankingTask):
         objective: Objective = ranking(samples, sides["train"], exclude_samples, exclude_pairs, outputs, settings)
     elif exclude_pairs:
@@ -285,6 +287,7 @@ def save_checkpoint(
             "momentum": chosen.momentum,
             "seed": chosen.seed,
             "exclusions_file": exclusions_file,
+            "examples": objective.count,
         },
     }
     buffer = io.BytesIO()

@@ -47,11 +47,8 @@ def dataset_key(recipe: Recipe, plugins: Path) -> str:
 
 
 def split_key(section: SplitSection, task: str = "ranking") -> str:
-    """Names a way of splitting; the classes that `stratified` deals out are the task's, and id files are known by what they say."""
+    """Names a way of splitting; the classes that `stratified` deals out are the task's."""
     named = section.model_dump(mode="json", exclude_none=True)
-    listed = [path for path in (section.train_ids, section.validation_ids, section.test_ids) if path is not None]
-    if section.rule == "files":
-        return digest_of([named, [path.read_text(encoding="utf-8") for path in listed if path.is_file()]])[:12]
     return digest_of([named, task] if section.rule == "stratified" else named)[:12]
 
 
@@ -60,7 +57,8 @@ def stored_split(
 ) -> pd.DataFrame:
     """The samples with their side, decided once and stored in the data set's folder as ids.
 
-    Samples that came later are on the side of their take; or as their column or the id files say; else on train.
+    Recordings that came later are on the side of their take, other samples on train. A column and id files are followed whatever was
+    stored: they are somebody's decision, and changes of it are said.
 
     Raises:
         DamagedBlockError: the stored split is not as it was sealed.
@@ -71,23 +69,27 @@ def stored_split(
         write_sealed(path, dict(zip(divided["id"], divided["split"], strict=True)))
         return divided
     stored: dict[str, str] = read_sealed(path, SPLIT_LOST)
+    if section.rule in ("column", "files"):
+        divided = split_samples(samples, section)
+        sides = dict(zip(divided["id"], divided["split"], strict=True))
+        moved = [sample_id for sample_id, side in sides.items() if stored.get(sample_id, side) != side]
+        if moved:
+            say(f"{len(moved)} samples are on another side than before, as the {section.rule} says now: {', '.join(moved[:3])}")
+        if sides != stored:
+            write_sealed(path, sides)
+        return divided
     new = samples[~samples["id"].isin(list(stored))]
     if len(new):
-        sides, told = late_sides(samples, new, stored, section)
+        sides, told = late_sides(samples, new, stored)
         stored |= sides
         write_sealed(path, stored)
         say(f"{len(new)} samples came after the split was decided: {told}")
     return samples.assign(split=[stored[sample_id] for sample_id in samples["id"]])
 
 
-def late_sides(
-    samples: pd.DataFrame, new: pd.DataFrame, stored: dict[str, str], section: SplitSection
-) -> tuple[dict[str, str], str]:
+def late_sides(samples: pd.DataFrame, new: pd.DataFrame, stored: dict[str, str]) -> tuple[dict[str, str], str]:
     """The sides of samples that came after the split was decided, and by what, in words."""
-    if section.rule in ("column", "files"):
-        divided = split_samples(samples, section).set_index("id")["split"]
-        return {str(sample): str(divided[sample]) for sample in new["id"]}, f"each is on the side that its {section.rule} says"
-    if "sequence" not in samples:
+    if not {"material", "frequency", "sequence"} <= set(samples.columns):  # no recordings, which alone have takes
         return {str(sample): "train" for sample in new["id"]}, "all of them are on train"
     known = samples[samples["id"].isin(list(stored))]
     by_take = {int(take): stored[str(sample)] for sample, take in zip(known["id"], known["sequence"], strict=True)}
@@ -120,7 +122,8 @@ def sealed_chunks(
         sealed.setdefault(side, []).extend(new[at : at + size] for at in range(0, len(new), size))
     if {side: len(chunks) for side, chunks in sealed.items()} != before:
         write_sealed(path, sealed)
-    present = {side: [[i for i in ids if i in digests] for ids in chunks] for side, chunks in sealed.items()}
+    now = dict(zip(samples["id"], samples["split"], strict=True))  # a sample that changed its side leaves the chunk that it was in
+    present = {side: [[i for i in ids if now.get(i) == side] for ids in chunks] for side, chunks in sealed.items()}
     return {
         side: tuple(Chunk(tuple(ids), chunk_digest([digests[i] for i in ids])) for ids in chunks if ids)
         for side, chunks in present.items()

@@ -25,7 +25,7 @@ import safetensors.numpy
 
 from tracin_core.data.files import flush_directory, read_json, write_text
 from tracin_core.data.seals import json_damage, png_damage, text_damage, wav_damage
-from tracin_core.errors import RecipeError, WorkspaceError
+from tracin_core.errors import PluginError, RecipeError, WorkspaceError
 from tracin_core.recipe import Recipe
 from tracin_core.records.catalogue import Catalogue, catalogue_damage
 from tracin_core.records.datasets import CHUNKS_LOST, SPLIT_LOST, dataset_key, digest_of_inputs
@@ -537,7 +537,10 @@ def _usable_catalogue(root: Path) -> Catalogue:
 def _garbage(root: Path) -> Iterator[Garbage]:
     blocks, parts = _referred(root)
     unfinished = list(unfinished_runs(root).values())
-    datasets = {dataset_key(recipe, root / "plugins") for recipe in unfinished}
+    try:
+        datasets = {dataset_key(recipe, root / "plugins") for recipe in unfinished}
+    except PluginError:  # without its file, nobody can say which data are an unfinished run's
+        datasets = {path.name for path in root.glob("datasets/*")}
     for path in root.glob("kernels/*/*.f32"):
         if f"{path.parent.name}/{path.name}" not in blocks and not _may_be_of(path.parent, unfinished):
             yield Garbage("blocks", path, path.stat().st_size)

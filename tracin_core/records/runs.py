@@ -56,6 +56,7 @@ class Manifest:
     format: int = 1
     cotangent: Cotangent = "score"
     outputs: int = 1
+    columns: dict[str, str] = field(default_factory=dict)  # of the samples: the type of each
 
     def kernel_keys(self, group: str) -> list[BlockKey]:
         """The blocks of one checkpoint: outputs, train x train and test x test (upper chunk triangles), test x train."""
@@ -82,7 +83,8 @@ class Manifest:
     def write(self, folder: Path, samples: pd.DataFrame) -> None:
         """`samples.csv` and then `run.json` are on disk; a run exists once the latter does."""
         write_whole(folder / "samples.csv", [samples.to_csv(index=False).encode()])
-        write_json(folder / "run.json", asdict(self))
+        columns = {str(name): str(kind) for name, kind in samples.dtypes.items()}
+        write_json(folder / "run.json", {**asdict(self), "columns": columns})
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -95,10 +97,15 @@ class Manifest:
         return cls(**plain)
 
 
-def read_samples(folder: Path) -> pd.DataFrame:
-    """The samples of the run in this folder."""
-    types: Any = dict.fromkeys(TEXTS, str)
-    return pd.read_csv(folder / "samples.csv", dtype=types, keep_default_na=False)
+def read_samples(folder: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """The samples of the run in this folder.
+
+    Args:
+        columns: the type of each, so that the code 007 stays a text; None, as of runs that noted none: what they look like.
+    """
+    types: Any = dict(columns) if columns else dict.fromkeys(TEXTS, str)
+    gaps = {name: [""] for name, kind in types.items() if "float" in str(kind)}
+    return pd.read_csv(folder / "samples.csv", dtype=types, keep_default_na=False, na_values=gaps)
 
 
 def chunk_digest(sample_digests: Sequence[str]) -> str:
@@ -162,7 +169,7 @@ class Run:
 
         Ranking: angle (the target) and label (its rank). Classification: label and label_name. Regression: target alone.
         """
-        return read_samples(self._folder)
+        return read_samples(self._folder, self.manifest.columns)
 
     @cached_property
     def splits(self) -> dict[str, pd.DataFrame]:
@@ -275,6 +282,11 @@ class Run:
         epochs = [int(epoch) for epoch in self.checkpoints["epoch"]]
         return [epoch for epoch in epochs if epoch > 0] or epochs
 
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        """What the last checkpoint records of the training's settings."""
+        return self.manifest.checkpoints[-1].get("arguments") or {}
+
     def health(self) -> pd.DataFrame:
         """The engine's checks of itself, and the dead test pairs under the recorded loss: check, passed, value (measured), detail."""
         view = self.view()
@@ -283,8 +295,12 @@ class Run:
         told = f"{dead.sum()} of {len(dead)} test {view.test.noun}s have no gradient under {self.loss.describe()}" + (
             f": {named}." if dead.any() else "."
         )
-        last = {"name": "dead_tests", "passed": not dead.any(), "value": float(dead.sum()), "detail": told}
-        checks = pd.DataFrame([*self.manifest.health, last], columns=["name", "passed", "value", "detail"])
+        own = [{"name": "dead_tests", "passed": not dead.any(), "value": float(dead.sum()), "detail": told}]
+        listed = self._arguments.get("exclusions_file")
+        if listed:
+            told = f"The training left out what '{listed}' lists; these examples are scored here as if they had been trained on."
+            own.append({"name": "exclusions", "passed": False, "value": 1.0, "detail": told})
+        checks = pd.DataFrame([*self.manifest.health, *own], columns=["name", "passed", "value", "detail"])
         return checks.rename(columns={"name": "check"})
 
     def preview(self, sample_id: str) -> Preview:
@@ -541,7 +557,10 @@ class Run:
 
     @cached_property
     def _trained_examples(self) -> int:
-        """How many pairs, or samples, an epoch of the training went through, drawn copies counted."""
+        """How many pairs, or samples, an epoch of the training went through, drawn copies counted, excluded ones not."""
+        recorded = self._arguments.get("examples")
+        if self._arguments.get("exclusions_file") and isinstance(recorded, int):
+            return recorded
         if self.task != "ranking":
             return len(self.splits["train"])
         labels, draws = self.splits["train"]["label"].to_numpy(), self.trained_draws

@@ -28,7 +28,7 @@ from tracin_core.data.plugins import plugin_file
 from tracin_core.data.readers import reader_for
 from tracin_core.data.samples import with_labels
 from tracin_core.errors import InputError, NotFoundError, OutsideRootsError, WorkspaceError
-from tracin_core.recipe import ModelSection, PluginData, RankerModel, Recipe
+from tracin_core.recipe import ModelSection, PluginData, PluginModel, RankerModel, Recipe
 from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.checkpoint_files import SUFFIXES, list_checkpoints
 from tracin_core.records.doctor import Finding, examine, readiness
@@ -45,7 +45,7 @@ from tracin_core.records.maintenance import (
     seal_run,
     verify,
 )
-from tracin_core.records.plugins import list_plugins
+from tracin_core.records.plugins import list_plugins, plugin_digest
 from tracin_core.records.runs import Manifest, Run
 from tracin_core.records.store import BlockStore, digest_of
 from tracin_core.records.zarr_export import export_zarr
@@ -153,26 +153,34 @@ class Workspace:
         return self.run(run_id)
 
     def run_id(self, recipe: Recipe) -> str:
-        """Names the computation: the recipe and the files it would read (names, sizes, times of change).
+        """Names the computation: the recipe, the files it would read (place, size, time of change) and the plugins it would run.
 
         Raises:
             InputError: one of them is not there, or the samples do not suit the task.
         """
-        files = [*list_checkpoints(recipe.checkpoints.folder, recipe.checkpoints.prefix), *self.data_files(recipe)]
-        return digest_of([recipe.digest(), [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]])[:12]
+        place = recipe.data.place
+        named = {path.name: path for path in list_checkpoints(recipe.checkpoints.folder, recipe.checkpoints.prefix)} | {
+            path.relative_to(place).as_posix() if path.is_relative_to(place) else str(path): path
+            for path in self.data_files(recipe)
+        }
+        facts = [[name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in named.items()]
+        forms = [form for form in (recipe.model, recipe.data) if isinstance(form, PluginModel | PluginData)]
+        plugins = [plugin_digest(self.root / "plugins", form.name) for form in forms]
+        return digest_of([recipe.digest(), facts, plugins] if plugins else [recipe.digest(), facts])[:12]
 
     def data_files(self, recipe: Recipe) -> list[Path]:
-        """The files that the recipe's samples are read from, found to be there and to suit the task; of a plugin, its own file.
+        """The files that the recipe's samples and sides are read from, found to be there and to suit the task; none of a plugin's.
 
         Raises:
             InputError: they are not, or do not.
         """
-        data = recipe.data
+        data, split = recipe.data, recipe.split
+        listed = [path for path in (split.train_ids, split.validation_ids, split.test_ids) if path is not None]
         if isinstance(data, PluginData):
-            return [plugin_file(self.root / "plugins", data.name)]
+            plugin_file(self.root / "plugins", data.name)
+            return listed
         samples = with_labels(reader_for(data).list(), recipe.task, classes=recipe.classes)
-        listed = [data.place / path for path in samples["path"]] if data.place.is_dir() else [data.place]
-        return [*listed, *(path for path in (recipe.split.train_ids, recipe.split.validation_ids, recipe.split.test_ids) if path)]
+        return [*([data.place / path for path in samples["path"]] if data.place.is_dir() else [data.place]), *listed]
 
     def is_done(self, run_id: str) -> bool:
         """The run is finished and all of its blocks are whole; a damaged one makes it a run to be computed again."""

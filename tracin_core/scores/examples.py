@@ -97,9 +97,9 @@ class Examples(ABC):
     @property
     def multiplicity(self) -> npt.NDArray[np.int64]:
         """How many copies of each example an epoch trains on: [N]."""
-        if "multiplicity" not in self.table:
+        if "first" not in self.table:  # samples: a column of that name would be somebody's metadata
             return np.ones(len(self.table), dtype=np.int64)
-        return self.table["multiplicity"].to_numpy()
+        return self.table["multiplicity"].to_numpy() if "multiplicity" in self.table else np.ones(len(self.table), dtype=np.int64)
 
     def incidence(self, weights: Array, positions: int) -> Any:
         """w_c a_c(e) over (checkpoint, position), checkpoints in their order: sparse [N, C positions]."""

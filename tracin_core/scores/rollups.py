@@ -124,7 +124,7 @@ def _grouped(codes: Rows, labels: pd.DataFrame, total: str) -> Groups:
 
 def copies(pairs: pd.DataFrame) -> Array:
     """How often each pair was drawn: its multiplicity, or 1: [N]."""
-    if "multiplicity" not in pairs:
+    if not {"first", "multiplicity"} <= set(pairs.columns):  # of samples it would be somebody's metadata
         return np.ones(len(pairs))
     return pairs["multiplicity"].to_numpy(dtype=float)
 

@@ -246,9 +246,7 @@ class View(Selection):
         return cells.astype({"low": str, "high": str}) if isinstance(self.train, SampleExamples) else cells
 
 
-def with_groups(
-    train: pd.DataFrame, test: pd.DataFrame, target: str, *, of_label: bool
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def with_groups(train: pd.DataFrame, test: pd.DataFrame, target: str, *, of_label: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both tables with the column `group`: what to call each sample's class in a chart, in order.
 
     The name of its label; or, of six ranges of the training targets that are about equally full, the one that its number lies in, or
