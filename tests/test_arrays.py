@@ -17,6 +17,7 @@ from PIL import Image
 from tracin_core.data import arrays as module
 from tracin_core.data.previews import LARGEST, MOST_VALUES, SMALLEST, array_preview
 from tracin_core.data.readers import reader_for
+from tracin_core.data.seals import unsealed_text
 from tracin_core.errors import DataError, UnknownSampleError, UnreadableSampleError
 from tracin_core.recipe import ArraysData
 
@@ -313,10 +314,10 @@ def test_values_outside_0_to_1_are_stretched(tmp_path: Path) -> None:
 def test_other_shapes_are_told_in_text(tmp_path: Path) -> None:
     """How many values there are, the first of them, and how many more."""
     array_preview(np.arange(100, dtype=np.int64), tmp_path / "tokens")
-    told = (tmp_path / "tokens.txt").read_text()
+    told = unsealed_text((tmp_path / "tokens.txt").read_text())
     assert told.startswith("100 values: 0 1 2 ")
     assert told.endswith(f" {MOST_VALUES - 1} ... ({100 - MOST_VALUES} more)\n")
     array_preview(np.array([0.25], dtype=np.float32), tmp_path / "one")
-    assert (tmp_path / "one.txt").read_text() == "1 value: 0.25\n"
+    assert unsealed_text((tmp_path / "one.txt").read_text()) == "1 value: 0.25\n"
     array_preview(np.zeros((2, 4, 4), dtype=np.float32), tmp_path / "deep")
-    assert (tmp_path / "deep.txt").read_text().startswith("2 x 4 x 4 values: 0 0 ")
+    assert unsealed_text((tmp_path / "deep.txt").read_text()).startswith("2 x 4 x 4 values: 0 0 ")

@@ -809,7 +809,10 @@ def test_the_shell_tells_what_is_damaged_and_ends_with_one(shell, root: Path) ->
     block = sorted(root.glob("kernels/*/*.f32"))[0]
     flip(block, 9)
     code, said, error = shell("verify", "--workspace", str(root))
-    assert (code, error) == (1, "Error: 1 files are damaged or gone; compute their runs again, which redoes only these.\n")
+    assert (code, error) == (
+        1,
+        "Error: 1 files are damaged or gone; each line says what to do; computing a run again redoes only these.\n",
+    )
     assert f"DAMAGED kernels/{block.parent.name}/{block.name} has checksum" in said
     (root / "tracin.sqlite3").write_bytes(b"no database" * 1000)
     code, said, _ = shell("doctor", "--workspace", str(root))

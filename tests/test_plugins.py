@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tracin_core.data.readers import Reader, sample_digest
+from tracin_core.data.samples import with_labels
+from tracin_core.data.seals import unsealed_text
 from tracin_core.engine.health import check_model
 from tracin_core.engine.kernel import tangent_kernel
 from tracin_core.engine.models import build_model
@@ -60,9 +62,7 @@ def test_the_template_works_as_it_stands(tmp_path: Path) -> None:
     inputs = source.read(samples)
     source.preview(samples.iloc[0], inputs[0], tmp_path / "shown")
     assert (tmp_path / "shown.wav").stat().st_size > 1000
-    labelled = samples.assign(
-        label=(samples["target"] == "high").astype(int), split=["train" if row < 30 else "validation" for row in range(40)]
-    )
+    labelled = with_labels(samples, ClassificationTask()).assign(split=["train" if row < 30 else "validation" for row in range(40)])
     section = PluginModel(name="sounds")
     told = train(
         inputs, labelled, tmp_path / "run", model=section, task=ClassificationTask(), plugins=tmp_path, epochs=8, batch_size=8
@@ -340,7 +340,7 @@ def test_previews_are_what_the_plugin_makes(tmp_path: Path, returned: str | None
     if suffix == ".png":
         assert min(Image.open(tmp_path / "shown.png").size) >= 50
     if suffix == ".txt":
-        assert (tmp_path / "shown.txt").read_text() == "first\nsecond\n"
+        assert unsealed_text((tmp_path / "shown.txt").read_text()) == "first\nsecond\n"
 
 
 @pytest.mark.parametrize(("returned", "told"), [("5", "neither a PIL image"), ("(np.zeros((2, 9)), 8000)", "one channel")])

@@ -12,6 +12,7 @@ from test_arrays import assert_sentence
 from tracin_core.data import tables as module
 from tracin_core.data.previews import MOST_LINES
 from tracin_core.data.readers import reader_for
+from tracin_core.data.seals import unsealed_text
 from tracin_core.errors import DataError
 from tracin_core.recipe import TableData
 
@@ -103,13 +104,13 @@ def test_the_preview_names_every_value(tmp_path: Path) -> None:
     reader = reader_for(put(tmp_path))
     samples = reader.list()
     reader.preview(samples.iloc[1], reader.read(samples)[1], tmp_path / "seen")
-    assert (tmp_path / "seen.txt").read_text() == "age: 7\nheight: 1.2\n"
+    assert unsealed_text((tmp_path / "seen.txt").read_text()) == "age: 7\nheight: 1.2\n"
     count = MOST_LINES + 3
     wide = reader_for(
         put(tmp_path, ",".join([f"c{i}" for i in range(count)] + ["price"]) + "\n" + ",".join(["1"] * (count + 1)) + "\n")
     )
     wide.preview(wide.list().iloc[0], wide.read(wide.list())[0], tmp_path / "wide")
-    lines = (tmp_path / "wide.txt").read_text().splitlines()
+    lines = unsealed_text((tmp_path / "wide.txt").read_text()).splitlines()
     assert (len(lines), lines[-1]) == (MOST_LINES + 1, "... and 3 more")
 
 

@@ -321,7 +321,9 @@ def verify(workspace: WorkspaceOption = Path("workspace")) -> None:
     for damage in found.damages:
         say(f"DAMAGED {damage}")
     if found.damages:
-        warn(f"Error: {len(found.damages)} files are damaged or gone; compute their runs again, which redoes only these.")
+        warn(
+            f"Error: {len(found.damages)} files are damaged or gone; each line says what to do; computing a run again redoes only these."
+        )
         raise typer.Exit(1)
     say("Everything is as it was written")
 

@@ -17,6 +17,7 @@ import streamlit as st
 from pages.shared import charts, session
 from pages.shared.i18n import has, t, template
 from pages.shared.session import plain
+from tracin_core.data.seals import unsealed_text
 from tracin_core.errors import JobFailedError, TracInError
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
@@ -417,7 +418,7 @@ def sample_player(run: Run, sample_id: str) -> None:
     if preview.sound.is_file():
         st.audio(str(preview.sound))
     if preview.text.is_file():
-        st.code(preview.text.read_text(encoding="utf-8"), language=None, wrap_lines=True)
+        st.code(unsealed_text(preview.text.read_text(encoding="utf-8")), language=None, wrap_lines=True)
 
 
 def data_url(run: Run, sample_id: str) -> tuple[str | None, str | None]:

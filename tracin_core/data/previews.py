@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from tracin_core.data.files import write_text, write_whole
+from tracin_core.data.seals import sealed_text
 
 SMALLEST, LARGEST = 84, 512  # pixels on the long side of a picture
 MOST_VALUES: Final = 24
@@ -26,7 +27,7 @@ def array_preview(values: npt.NDArray[Any], stem: Path) -> None:
     if values.dtype.kind == "f" and values.size and (plane.ndim == 2 or coloured):
         write_png(Image.fromarray(_levels(np.moveaxis(values, 0, -1) if coloured else plane)), stem.with_suffix(".png"))
     else:
-        write_text(stem.with_suffix(".txt"), _first_values(values))
+        write_text(stem.with_suffix(".txt"), sealed_text(_first_values(values)))
 
 
 def _levels(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -62,4 +63,4 @@ def _first_values(values: npt.NDArray[Any]) -> str:
 def lines_preview(lines: list[str], stem: Path) -> None:
     """`<stem>.txt` with these lines; beyond `MOST_LINES` it says how many there are more."""
     more = [f"... and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
-    write_text(stem.with_suffix(".txt"), "\n".join([*lines[:MOST_LINES], *more]) + "\n")
+    write_text(stem.with_suffix(".txt"), sealed_text("\n".join([*lines[:MOST_LINES], *more]) + "\n"))

@@ -23,6 +23,7 @@ from scipy import fft, signal
 from tracin_core.data.arrays import read_single
 from tracin_core.data.checks import Inputs, LeftOut, empty_inputs, files_below, open_regular, shown
 from tracin_core.data.files import write_whole
+from tracin_core.data.seals import sealed_wav
 from tracin_core.errors import DataError, UnreadableSampleError
 from tracin_core.recipe import SIMULATED_MARK, RecordingsData
 
@@ -291,7 +292,7 @@ def preview_wav(source: Path, path: Path, root: Path | None = None) -> None:
     wave, rate = read_recording(source, root)
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(wave[: PREVIEW_SECONDS * rate], -1, 1), rate, format="WAV", subtype="PCM_16")
-    write_whole(path, [buffer.getvalue()])
+    write_whole(path, [sealed_wav(buffer.getvalue())])
 
 
 _STOPS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])

@@ -38,6 +38,7 @@ from tracin_core.data.files import write_whole
 from tracin_core.data.plugins import plugin_file
 from tracin_core.data.previews import array_preview, lines_preview, write_png
 from tracin_core.data.recordings import PREVIEW_SECONDS
+from tracin_core.data.seals import sealed_wav
 from tracin_core.errors import DataError, PluginError
 from tracin_core.recipe import PluginData, PluginModel
 
@@ -230,7 +231,7 @@ def write_sound(wave: Any, rate: int, path: Path) -> None:
         raise ValueError(f"the wave has shape {values.shape}; give one channel of finite values in -1..1")
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(values[: PREVIEW_SECONDS * int(rate)], -1, 1), int(rate), format="WAV", subtype="PCM_16")
-    write_whole(path, [buffer.getvalue()])
+    write_whole(path, [sealed_wav(buffer.getvalue())])
 
 
 def function_of(module: ModuleType, name: str) -> Callable[..., Any]:

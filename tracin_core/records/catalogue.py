@@ -89,6 +89,11 @@ class Catalogue:
             return DiskFullError(
                 f"No room on the disk for the catalogue '{self.path.name}'; free some space: finished work is kept."
             )
+        if getattr(failure, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+            return WorkspaceError(
+                f"Another process holds the catalogue '{self.path.name}' ({failure}); try again: a worker that stands still is ended by "
+                f"the dashboard, or whoever waits for a job, after a minute."
+            )
         return WorkspaceError(
             f"The catalogue '{self.path.name}' cannot be used ({failure}); check that the workspace is on a local disk that you may "
             f"write to. To move a damaged file away and restore it from runs, kernels and exports, which stay as they are: "
@@ -96,6 +101,8 @@ class Catalogue:
         )
 
     def _migrate(self) -> None:
+        if self.path.is_file() and self.read("PRAGMA user_version")[0][0] == len(MIGRATIONS):
+            return  # nobody has to wait for the write lock
         with self.transaction() as connection:
             version = int(connection.execute("PRAGMA user_version").fetchone()[0])
             if version > len(MIGRATIONS):
