@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 from streamlit.testing.v1 import AppTest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +39,8 @@ CHROMIUM_ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE_MS = 30_000
+PATIENCE_MS = 30_000  # machines are shared and busy
+expect.set_options(timeout=PATIENCE_MS)
 
 
 LONGEST = ("test_journey.py", "test_workspace.py", "test_cli.py", "test_pages.py")
