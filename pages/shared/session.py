@@ -102,7 +102,7 @@ def linked(
     value = _valued(key, default, valid)
     if value is None:
         value = default
-    if st.session_state.get(key) != value or _is_new_here(key):
+    if _is_new_here(key) or st.session_state.get(key) != value:  # in this order: the first also remembers the page
         st.session_state[key] = value
     _tell(key, default if quiet else None)
     return {"key": key, "on_change": _tell, "args": (key,)}
