@@ -251,7 +251,7 @@ REFUSALS: dict[str, tuple[tuple[str, ...], int, str]] = {
     ),
     "one angle": (
         ("compute-influence", "--recipe", "one-angle.toml"),
-        1,
+        2,
         "at least two different angles, .* only the angle 0°; choose",
     ),
     "no recipe": (("compute-influence", "--recipe", "gone.toml"), 2, "'gone.toml' cannot be read .* check the path"),

@@ -170,7 +170,12 @@ def one_job(job: Job) -> None:
     """One job: what it is, how it stands, and what can be done about it."""
     place = session.workspace()
     widgets.progress(job)
-    st.markdown(f":small[{t(f'job.kind.{job.kind}')} · {datetime.fromtimestamp(job.created):%Y-%m-%d %H:%M}]")
+    told = [
+        t(f"job.kind.{job.kind}"),
+        f"{datetime.fromtimestamp(job.created):%Y-%m-%d %H:%M}",
+        *([plain(job.who)] if job.who else []),
+    ]
+    st.markdown(f":small[{' · '.join(told)}]")
     if job.error:
         st.markdown(plain(job.error))
     with st.container(horizontal=True):
