@@ -373,7 +373,7 @@ class TestFailingBlocks:
             kept(progress, recipe, manifest, layers)
 
         monkeypatch.setattr(worker, "compute_blocks", damaged)
-        blocks.chunk_tensor.cache_clear()
+        blocks.chunk_tensors.cache_clear()
         assert worker.do_next(hindered, "me")
         failed = hindered.job(job.id)
         assert failed.state == "failed"

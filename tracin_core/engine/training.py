@@ -32,7 +32,7 @@ from tracin_core.engine.objectives import (
     training_pairs,
 )
 from tracin_core.errors import ExclusionError, NonFiniteError, OutputShapeError
-from tracin_core.recipe import ClassificationTask, ModelSection, RankerModel, RankingTask, RegressionTask, TaskSection
+from tracin_core.recipe import ClassificationTask, ModelSection, PluginModel, RankerModel, RankingTask, RegressionTask, TaskSection
 
 __all__ = ["SampleSettings", "TrainingSettings", "measure", "pair_losses", "train", "train_ranker", "training_pairs"]
 
@@ -88,7 +88,8 @@ def train(
     if isinstance(network, Mlp):
         network.fit(tensor[sides["train"]])  # excluded or not: an exclusion changes the loss and nothing else
     outputs = output_count(network, tensor)
-    require_labels(samples, task, outputs)
+    if isinstance(model, PluginModel):  # other sections say how many outputs there are
+        require_labels(samples, task, outputs)
     if isinstance(task, RankingTask):
         objective: Objective = ranking(samples, sides["train"], exclude_samples, exclude_pairs, outputs, settings)
     elif exclude_pairs:
