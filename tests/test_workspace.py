@@ -366,11 +366,11 @@ class TestFailingBlocks:
         assert isinstance(job, Job)
         kept = worker.compute_blocks
 
-        def damaged(progress: Progress, recipe: Recipe, manifest: Manifest, layers: dict[str, tuple[str, ...]]) -> None:
+        def damaged(progress: Progress, of_run: worker.Blocks, manifest: Manifest) -> None:
             (chunk,) = manifest.chunks["validation"]
             path = next(hindered.root.rglob(f"inputs/{chunk.digest}.safetensors"))
             path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
-            kept(progress, recipe, manifest, layers)
+            kept(progress, of_run, manifest)
 
         monkeypatch.setattr(worker, "compute_blocks", damaged)
         blocks.chunk_tensors.cache_clear()
