@@ -43,7 +43,16 @@ PATIENCE_MS = 30_000  # machines are shared and busy
 expect.set_options(timeout=PATIENCE_MS)
 
 
-LONGEST = ("test_journey.py", "test_workspace.py", "test_cli.py", "test_pages.py")
+LONGEST = (
+    "test_journey.py",
+    "test_workspace.py",
+    "test_cli.py",
+    "test_pages.py",
+    "test_cluster.py",
+    "test_faults.py",
+    "test_access.py",
+    "test_follow.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

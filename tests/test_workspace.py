@@ -144,6 +144,7 @@ def test_an_added_checkpoint_computes_only_itself(recordings: Path, checkpoints:
     assert all(path.stat().st_mtime_ns == written for path, written in times.items())
 
 
+@pytest.mark.slow  # test_faults.py kills more, and whoever looks on too
 def test_killed_at_ten_random_moments_the_bytes_are_the_same(computed: Workspace, recipe: Recipe, place: Workspace) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print("seed", seed)
