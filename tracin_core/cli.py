@@ -4,7 +4,6 @@ Exit codes: 0 done, also when nothing was found; 1 the work failed; 2 the comman
 started; 130 Ctrl-C.
 """
 
-import ipaddress
 import json
 import math
 import os
@@ -25,7 +24,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from tracin_core.errors import InputError, MachineError, NotFoundError, RecipeError, TracInError, WorkspaceError
-from tracin_core.recipe import LossName, RankerModel, Recipe
+from tracin_core.recipe import LossName, RankerModel, Recipe, is_loopback
 
 if TYPE_CHECKING:  # help and refusals of a wrong command do not wait for pandas and scipy
     from tracin_core.records.jobs import Job
@@ -511,16 +510,6 @@ def require_access_control(workspace: Path, host: str, port: int) -> None:
             f"The dashboard asks nobody who they are and does not listen on '{host}'; use 127.0.0.1 (from elsewhere: ssh -L "
             f"{port}:127.0.0.1:{port}), or give each person a link: python -m tracin_core access add NAME"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """The name or address reaches this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def require_free(host: str, port: int) -> None:
