@@ -3,8 +3,9 @@
 import numpy as np
 import streamlit as st
 
-from pages.shared import charts, frame, session, widgets
+from pages.shared import frame, session, widgets
 from pages.shared.i18n import t
+from tracin_core import charts
 
 MARKS = (0.05, 0.5, 0.95)
 

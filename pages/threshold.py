@@ -2,8 +2,9 @@
 
 import streamlit as st
 
-from pages.shared import charts, exclusion, frame, session, widgets
+from pages.shared import exclusion, frame, session, widgets
 from pages.shared.i18n import t
+from tracin_core import charts
 
 with frame.page("page.threshold"):
     run = session.selected_run()

@@ -16,9 +16,10 @@ LONGEST_PAGE = 60  # lines; what does not fit belongs to pages/shared or below
 # What a room may import of this repository. A name stands for itself and all below it.
 DOORS = {
     "app.py": ("pages.shared",),
-    "pages": ("pages.shared",),
+    "pages": ("pages.shared", "tracin_core.charts"),
     "pages/shared": (
         "pages.shared",
+        "tracin_core.charts",
         "tracin_core.records.workspace",
         "tracin_core.records.runs",  # the types of the workspace's answers
         "tracin_core.records.jobs",
@@ -74,6 +75,7 @@ DOORS = {
         "tracin_core.errors",
         "tracin_core.recipe",
     ),
+    "tracin_core/charts.py": ("tracin_core.errors",),
     "tracin_core/errors.py": (),
     "tracin_core/recipe.py": ("tracin_core.errors",),
     "tracin_core/__main__.py": ("tracin_core.cli",),
@@ -87,6 +89,7 @@ HOMES = {
     "torch": ("tracin_core/engine", "tracin_core/worker.py", "tracin_core/blocks.py"),
     "sqlite3": ("tracin_core/records",),
     "sklearn": ("tracin_core/scores",),
+    "plotly": ("tracin_core/charts.py", "tracin_core/records/report", "pages"),
     "distributed": ("tracin_core/cluster.py",),
     "dask": (),
     "dask_jobqueue": (),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pages.shared import charts
+from tracin_core import charts
 from tracin_core.errors import ViewError
 
 SCORES = arrays(np.float64, st.integers(2, 60), elements=st.floats(-1e6, 1e6).map(lambda score: round(score, 3)))

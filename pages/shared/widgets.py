@@ -14,9 +14,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages.shared import charts, session
+from pages.shared import session
 from pages.shared.i18n import has, t, template
 from pages.shared.session import plain
+from tracin_core import charts
 from tracin_core.data.seals import unsealed_text
 from tracin_core.errors import JobFailedError, TracInError
 from tracin_core.records.jobs import Job

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from pages.shared import charts, session, widgets
+from pages.shared import session, widgets
+from tracin_core import charts
 
 scores = np.concatenate([np.arange(-50.0, 0.0), np.zeros(10)])
 st.session_state["runs"] = st.session_state.get("runs", 0) + 1
