@@ -309,11 +309,15 @@ class Run:
         Raises:
             NotFoundError: no such sample.
         """
-        row = self.samples.loc[self.samples["id"] == sample_id]
-        if row.empty:
+        digest = self._sample_digests.get(sample_id)
+        if digest is None:
             raise NotFoundError(f"Run '{self.name}' has no sample '{sample_id}'; choose one from its table of samples.")
-        stem = self._datasets / self.manifest.dataset / "previews" / str(row["digest"].iloc[0])
+        stem = self._datasets / self.manifest.dataset / "previews" / digest
         return Preview(stem.with_suffix(".png"), stem.with_suffix(".wav"), stem.with_suffix(".txt"))
+
+    @cached_property
+    def _sample_digests(self) -> dict[str, str]:
+        return dict(zip(self.samples["id"].tolist(), self.samples["digest"].tolist(), strict=True))
 
     @cached_property
     def kernels(self) -> Kernels:
