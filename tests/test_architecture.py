@@ -25,6 +25,7 @@ DOORS = {
         "tracin_core.records.jobs",
         "tracin_core.records.access",
         "tracin_core.records.uploads",
+        "tracin_core.records.report",
         "tracin_core.scores",
         "tracin_core.data",
         "tracin_core.errors",
@@ -39,6 +40,14 @@ DOORS = {
         "tracin_core.data",
         "tracin_core.errors",
         "tracin_core.recipe",
+    ),
+    "tracin_core/records/report": (
+        "tracin_core.records",
+        "tracin_core.scores",
+        "tracin_core.charts",
+        "tracin_core.data",
+        "tracin_core.errors",
+        "tracin_core.__version__",
     ),
     "tracin_core/blocks.py": ("tracin_core.engine", "tracin_core.records", "tracin_core.errors", "tracin_core.recipe"),
     "tracin_core/cluster.py": (
@@ -69,6 +78,7 @@ DOORS = {
     ),
     "tracin_core/cli.py": (
         "tracin_core.records.workspace",
+        "tracin_core.records.report",
         "tracin_core.records.runs",
         "tracin_core.records.jobs",
         "tracin_core.records.access",
@@ -213,6 +223,38 @@ def test_nothing_is_unpickled(path: Path) -> None:
 def is_unpickler(name: str) -> bool:
     module, _, function = name.rpartition(".")
     return function in UNPICKLING.get(module, ())
+
+
+FETCHING = ("urllib.request", "http.client", "ftplib", "requests", "httpx", "aiohttp", "urllib3", "websockets", "pandas.read_html")
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=str)
+def test_nothing_is_fetched(path: Path) -> None:
+    """No address is ever asked for anything: not one from a user, not one of our own."""
+    bad = sorted(name for name in imports(path) if is_within(name, FETCHING, "."))
+    assert not bad, f"{path} imports {', '.join(bad)}; the server fetches nothing"
+
+
+@pytest.mark.parametrize("path", [path for path in PRODUCT if path.parts[0] == "pages"], ids=str)
+def test_a_page_sets_nothing_of_the_server(path: Path) -> None:
+    """Roots, plugins, quotas and who may come in are the environment's and the workspace's; pages only read them."""
+    bad = [f"line {node.lineno}: {ast.unparse(node)}" for node in ast.walk(tree(path)) if sets_environment(node)]
+    assert not bad, f"{path} sets the server's configuration: {'; '.join(bad)}"
+    assert not {"tracin_core.records.access.add", "tracin_core.records.access.revoke"} & set(imports(path))
+
+
+def sets_environment(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return called(node) in {
+            "os.putenv",
+            "os.environ.update",
+            "os.environ.setdefault",
+            "os.environ.pop",
+            "access.add",
+            "access.revoke",
+        }
+    targets = node.targets if isinstance(node, ast.Assign | ast.Delete) else []
+    return any(isinstance(target, ast.Subscript) and ast.unparse(target.value) == "os.environ" for target in targets)
 
 
 def test_a_page_fits_on_a_screen() -> None:
