@@ -76,21 +76,35 @@ DOORS = {
         "tracin_core.errors",
         "tracin_core.recipe",
     ),
-    "tracin_core/cli.py": (
-        "tracin_core.records.workspace",
-        "tracin_core.records.report",
-        "tracin_core.records.runs",
-        "tracin_core.records.jobs",
-        "tracin_core.records.access",
+    "tracin_core/cli": (
+        "tracin_core.cli",
+        "tracin_core.records",
+        "tracin_core.scores.exclusions",
+        "tracin_core.scores.thresholds",
+        "tracin_core.data.files",
+        "tracin_core.data.recordings",
         "tracin_core.errors",
         "tracin_core.recipe",
     ),
     "tracin_core/charts.py": ("tracin_core.errors",),
+    "tracin_core/notebook.py": (
+        "tracin_core.engine",
+        "tracin_core.records.checkpoint_files",
+        "tracin_core.scores",
+        "tracin_core.data",
+        "tracin_core.errors",
+        "tracin_core.recipe",
+    ),
     "tracin_core/errors.py": (),
     "tracin_core/recipe.py": ("tracin_core.errors",),
     "tracin_core/__main__.py": ("tracin_core.cli",),
     # The front door: its names load lazily, which `test_light_imports` holds it to.
-    "tracin_core/__init__.py": ("tracin_core.engine.kernel", "tracin_core.records.workspace", "tracin_core.recipe"),
+    "tracin_core/__init__.py": (
+        "tracin_core.engine.kernel",
+        "tracin_core.notebook",
+        "tracin_core.records.workspace",
+        "tracin_core.recipe",
+    ),
 }
 
 # The only places of a heavy or dangerous import.
