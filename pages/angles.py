@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared import frame, session, widgets
+from pages.shared import examples, frame, session, widgets
 from pages.shared.i18n import t
 from tracin_core import charts
 
@@ -26,8 +26,8 @@ with frame.page("page.angles"):
         st.markdown(widgets.grid_in_words(cells, statistic))
     with right:
         pairs = view.ranked(values, ascending=score != "self_influence", cell=cell)
-        widgets.explore(
-            run, pairs, key=f"angles.{score}.{cell}", columns=widgets.score_columns(score, percentile=False), sounds=False
+        examples.explore(
+            run, pairs, key=f"angles.{score}.{cell}", columns=examples.score_columns(score, percentile=False), sounds=False
         )
     if run.noun == "sample":
         widgets.group_matrix(view)

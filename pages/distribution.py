@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from pages.shared import frame, session, widgets
+from pages.shared import examples, frame, session, widgets
 from pages.shared.i18n import t
 from tracin_core import charts
 
@@ -31,4 +31,4 @@ with frame.page("page.distribution"):
     st.subheader(t("distribution.tails"))
     tail = widgets.choose_code("tail", ("high", "low") if score == "self_influence" else ("low", "high"), key="tail")
     ranked = view.ranked(np.asarray(values), ascending=tail == "low")
-    widgets.explore(run, ranked, key=f"distribution.{score}.{tail}", columns=widgets.score_columns(score))
+    examples.explore(run, ranked, key=f"distribution.{score}.{tail}", columns=examples.score_columns(score))

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared import frame, session, widgets
+from pages.shared import examples, frame, session, widgets
 from pages.shared.i18n import t
 from tracin_core import charts
 
@@ -11,9 +11,9 @@ SHOWN, ROWS = 10, 20
 with frame.page("page.neighbours"):
     run = session.selected_run()
     view = session.view(run)
-    test = widgets.choose_test(view.test_pairs, dead=view.dead_tests, key="test", label=t("neighbours.test"))
+    test = examples.choose_test(view.test_pairs, dead=view.dead_tests, key="test", label=t("neighbours.test"))
     with st.expander(t("neighbours.listen"), icon=":material/hearing:"):
-        widgets.example_card(run, view.test_pairs.iloc[view.test_row(test)])
+        examples.example_card(run, view.test_pairs.iloc[view.test_row(test)])
     sides = dict(zip(("proponents", "opponents"), view.top(test, k=ROWS), strict=True))
     if all(side.empty for side in sides.values()):
         widgets.nothing_matches(t("neighbours.dead"))
@@ -21,10 +21,10 @@ with frame.page("page.neighbours"):
         for (name, ranked), column in zip(sides.items(), st.columns(2, gap="large"), strict=True):
             with column:
                 st.subheader(t(f"neighbours.{name}"))
-                widgets.ranked(ranked.head(SHOWN), key=f"neighbours.{name}")
+                examples.ranked(ranked.head(SHOWN), key=f"neighbours.{name}")
         side = widgets.choose_code("side", tuple(sides), key="side")
-        columns = widgets.influence_columns()
-        picked = widgets.explore(
+        columns = examples.influence_columns()
+        picked = examples.explore(
             run, sides[side], key=f"neighbours.{side}.{test}", columns=columns, rows=ROWS, total=view.count(test, side)
         )
         if picked is not None:

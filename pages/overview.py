@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared import frame, session, widgets
+from pages.shared import examples, frame, session, widgets
 from pages.shared.i18n import t
 from tracin_core import charts
 
@@ -26,5 +26,5 @@ with frame.page("page.overview"):
     st.subheader(t("overview.first"))
     st.markdown(t("overview.first.why"))
     hardest = view.ranked(own)
-    widgets.explore(run, hardest, key="overview.first", columns=widgets.score_columns("self_influence"), rows=FIRST)
+    examples.explore(run, hardest, key="overview.first", columns=examples.score_columns("self_influence"), rows=FIRST)
     widgets.planted_faults(run, hardest)

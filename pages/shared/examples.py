@@ -1,0 +1,209 @@
+"""Examples on a page: their names, choosing one, galleries, cards and players."""
+
+import base64
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import streamlit as st
+
+from pages.shared import session, widgets
+from pages.shared.i18n import t
+from pages.shared.session import plain
+from tracin_core import charts
+from tracin_core.data.seals import unsealed_text
+from tracin_core.records.runs import Run
+
+
+def example_label(example: pd.Series) -> str:
+    """A pair in words: `0° – 36° · takes 03, 07`; or a sample: `7 · digit_0123`."""
+    if "id1" in example:
+        takes = f"{take(example['id1'])}, {take(example['id2'])}"
+        return t("pair.label", angle1=f"{example['angle1']:g}", angle2=f"{example['angle2']:g}", takes=takes)
+    return f"{sample_target(example)} · {example['id']}"
+
+
+def sample_target(sample: pd.Series) -> str:
+    """What a sample is said to be: the name of its label, or its number."""
+    if "label" in sample or "label_name" in sample:
+        return t("sample.label", label=sample.get("label_name", sample.get("label")))
+    return t("sample.target", target=f"{sample['target']:.4g}")
+
+
+def take(sample_id: str) -> str:
+    """The number of the recording within its class, the last part of a sample's id."""
+    return sample_id.rpartition("_")[2]
+
+
+def choose_test(tests: pd.DataFrame, *, dead: npt.NDArray[np.bool_], key: str, label: str) -> str:
+    """The id of the test chosen, by what names it, the dead ones last and marked; tied to the address."""
+    order = np.argsort(dead, kind="stable")
+    marks = {True: t("pair.dead"), False: ""}
+    names = {str(tests["id"].iloc[row]): example_label(tests.iloc[row]) + marks[bool(dead[row])] for row in order}
+    picker = session.linked(key, next(iter(names)), valid=names)
+    return str(st.selectbox(label, list(names), format_func=names.__getitem__, **picker))
+
+
+def score_columns(score: str, *, percentile: bool = True) -> dict[str, Any]:
+    """The gallery's columns for pairs ranked by a score; without percentiles where there is little room."""
+    value = {"score": st.column_config.NumberColumn(t(f"score.{score}"), format="%.4g")}
+    return {**value, **percentile_column()} if percentile else value
+
+
+def percentile_column() -> dict[str, Any]:
+    return {"percentile": st.column_config.NumberColumn(t("percentile"), format="%.1f", help=t("percentile.help"))}
+
+
+def influence_columns() -> dict[str, Any]:
+    """The gallery's columns for the proponents or opponents of a test pair."""
+    return {
+        "influence": st.column_config.NumberColumn(t("score.influence"), format="%.4g"),
+        **percentile_column(),
+        "contributions": st.column_config.BarChartColumn(t("contributions"), help=t("contributions.help")),
+    }
+
+
+def explore(
+    run: Run,
+    examples: pd.DataFrame,
+    *,
+    key: str,
+    columns: dict[str, Any],
+    rows: int = 20,
+    total: int | None = None,
+    sounds: bool = True,
+) -> str | None:
+    """A gallery, and below it the card of the row selected, else of the first; gives back that example's id."""
+    picked = gallery(run, examples, key=key, columns=columns, rows=rows, total=total, sounds=sounds)
+    if examples.empty:
+        return None
+    example = examples.iloc[0] if picked is None else examples[examples["id"] == picked].iloc[0]
+    example_card(run, example)
+    return str(example["id"])
+
+
+def gallery(
+    run: Run,
+    examples: pd.DataFrame,
+    *,
+    key: str,
+    columns: dict[str, Any],
+    rows: int = 20,
+    total: int | None = None,
+    sounds: bool = True,
+) -> str | None:
+    """A table of examples with what there is to see and hear of them; gives back the id of the selected row.
+
+    Args:
+        examples: columns id, those that name an example, and those named in `columns`, best first; the first `rows` are shown, and
+            said to be.
+        columns: column -> `st.column_config` or label, in the order shown.
+        total: how many there are, where `examples` holds only the first of them.
+        sounds: False where there is little room; the card below has the players.
+    """
+    shown = examples.head(rows).reset_index(drop=True)
+    if shown.empty:
+        widgets.nothing_matches(t("gallery.empty"))
+        return None
+    table, parts = pd.DataFrame({"id": shown["id"]}), {}
+    for side in ("1", "2") if "id1" in shown else ("",):
+        samples = shown[f"id{side}"]
+        told = [side_label(example, side) for _, example in shown.iterrows()]
+        previews = [data_url(run, sample) for sample in samples]
+        table[f"what{side}"] = told
+        parts[f"what{side}"] = t("pair.side", side=side)
+        for name, column, values in zip(
+            ("picture", "sound"), (picture_column(), sound_column()), zip(*previews, strict=True), strict=True
+        ):
+            if any(values) and (sounds or name != "sound"):
+                table[f"{name}{side}"] = values
+                parts[f"{name}{side}"] = column
+    table = table.join(shown[list(columns)])
+    with_pictures = any(name.startswith("picture") for name in parts)
+    height = 72 if with_pictures else 38
+    selection = st.dataframe(
+        table,
+        key=key,
+        hide_index=True,
+        row_height=height,
+        height=min(36 + height * len(table), 540),
+        column_order=[*columns, *parts],
+        column_config={**parts, **columns},
+        on_select="rerun",
+        selection_mode="single-row",
+    )
+    told = t("gallery.shown", shown=len(shown), total=len(examples) if total is None else total) + (
+        f" {t('gallery.play')}" if any(name.startswith("sound") for name in parts) else ""
+    )
+    st.markdown(f":small[{told}]")
+    picked = selection["selection"]["rows"]
+    return str(table["id"].iloc[picked[0]]) if picked and picked[0] < len(table) else None
+
+
+def side_label(example: pd.Series, side: str) -> str:
+    """One side of a pair, or the sample itself, in a few words."""
+    if side:
+        return f"{example[f'angle{side}']:g}° · {take(example[f'id{side}'])}"
+    return example_label(example)
+
+
+def picture_column() -> Any:
+    return st.column_config.ImageColumn(t("spectrogram"), width="small")
+
+
+def sound_column() -> Any:
+    return st.column_config.AudioColumn(t("sound"), width="small")
+
+
+def example_card(run: Run, example: pd.Series) -> None:
+    """Both samples of a pair side by side, or the sample: what it is, its name, and what there is to see and hear of it."""
+    if "id1" not in example:
+        with st.container(border=True):
+            st.markdown(f"**{plain(sample_target(example))}** · {plain(str(example['id']))}")
+            sample_player(run, str(example["id"]))
+        return
+    for side, column in zip("12", st.columns(2), strict=True):
+        with column, st.container(border=True):
+            sample = str(example[f"id{side}"])
+            st.markdown(f"**{example[f'angle{side}']:g}°** · {plain(sample)}")
+            sample_player(run, sample)
+
+
+def sample_player(run: Run, sample_id: str) -> None:
+    """A sample's picture, as the model sees it, its player and its text; says so where nothing of it is there."""
+    preview = run.preview(sample_id)
+    if not any(file.is_file() for file in preview):
+        st.info(t("preview.missing", id=plain(sample_id)), icon=":material/hearing_disabled:")
+    if preview.picture.is_file():
+        st.image(str(preview.picture), width=360 if preview.sound.is_file() else 180, alt=t("spectrogram.alt", id=sample_id))
+    if preview.sound.is_file():
+        st.audio(str(preview.sound))
+    if preview.text.is_file():
+        st.code(unsealed_text(preview.text.read_text(encoding="utf-8")), language=None, wrap_lines=True)
+
+
+def data_url(run: Run, sample_id: str) -> tuple[str | None, str | None]:
+    """A sample's picture and sound as data URLs, each None where its file is not there."""
+    preview = run.preview(sample_id)
+    files = ((preview.picture, "image/png"), (preview.sound, "audio/wav"))
+    picture, sound = (_data_url(path, kind) if path.is_file() else None for path, kind in files)
+    return picture, sound
+
+
+@lru_cache(maxsize=500)
+def _data_url(path: Path, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"  # files are named by content: never stale
+
+
+def ranked(examples: pd.DataFrame, *, key: str) -> None:
+    """The strongest examples as bars; says so where there is none."""
+    if examples.empty:
+        widgets.nothing_matches(t("ranked.none"))
+        return
+    named = examples.assign(name=[example_label(example) for _, example in examples.iterrows()])
+    first = named.iloc[0]
+    alt = t("ranked.words", n=len(named), name=first["name"], value=charts.short(first["influence"]))
+    widgets.chart(charts.ranked_figure(named, "influence", "name", x=t("score.influence")), key=key, alt=alt)
