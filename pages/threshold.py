@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared import exclusion, frame, session, widgets
+from pages.shared import dragging, exclusion, frame, session, widgets
 from pages.shared.i18n import t
 from tracin_core import charts
 
@@ -17,7 +17,7 @@ with frame.page("page.threshold"):
         suggested = view.suggested_threshold(occurrences, mode)
         threshold = exclusion.choose_threshold(suggested)
         bins = charts.histogram(sweep.pairs)
-        widgets.drag_threshold(
+        dragging.drag_threshold(
             "drag",
             bins,
             sweep.counts(charts.threshold_steps(bins.axis, threshold)),

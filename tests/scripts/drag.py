@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from pages.shared import session, widgets
+from pages.shared import dragging, session
 from tracin_core import charts
 
 scores = np.concatenate([np.arange(-50.0, 0.0), np.zeros(10)])
@@ -14,7 +14,7 @@ bins = charts.histogram(scores, "linear", bins=50)
 thresholds = charts.threshold_steps(bins.axis, threshold, steps=101)
 counts = np.searchsorted(np.sort(scores), thresholds)
 steps = pd.DataFrame({"threshold": thresholds, "pairs": counts, "samples": 2 * counts})
-widgets.drag_threshold(
+dragging.drag_threshold(
     "drag", bins, steps, value=threshold, total=60, scores="Bars: scores.", on_release=lambda value: session.choose("T", value)
 )
 st.write(f"runs: {st.session_state['runs']}, threshold: {threshold:g}")
