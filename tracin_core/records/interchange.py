@@ -3,13 +3,21 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
 from tracin_core.data.files import write_json, write_text
 from tracin_core.errors import ExclusionError
 from tracin_core.scores.exclusions import PairMode
+
+SIMULATED_LINE: Final = "SIMULATED data: made by a simulation, not measured"
+PROVENANCE: Final = ".provenance.json"
+
+
+def provenance_path(path: Path) -> Path:
+    """Where what is written into this file says how it came about: `list.txt` has `list.provenance.json` beside it."""
+    return path.with_suffix(PROVENANCE)
 
 
 def exclusion_files(
@@ -51,7 +59,7 @@ def write_provenance(path: Path, chosen: pd.DataFrame, provenance: dict[str, Any
 def header_lines(provenance: dict[str, Any], entries: int) -> list[str]:
     """What a reader of the TXT file needs before believing it."""
     rule = ", ".join(f"{name}={value}" for name, value in provenance["rule"].items())
-    simulated = ["SIMULATED data: made by a simulation, not measured"] if provenance.get("simulated") else []
+    simulated = [SIMULATED_LINE] if provenance.get("simulated") else []
     return [
         "Exclusion list written by TracIn Studio",
         *simulated,
