@@ -114,7 +114,7 @@ def plain(text: str) -> str:
     """One line with nothing in it that Markdown, or HTML in Markdown, would act on."""
     flat = " ".join(text.split())
     escaped = re.sub(r"([\\`*_{}\[\]#|~$!])", r"\\\1", flat).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    escaped = re.sub(r"^([-+=])", r"\\\1", escaped)
+    escaped = re.sub(r"^([-+=])(?=[\s=-]|$)", r"\\\1", escaped)
     return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped)
 
 

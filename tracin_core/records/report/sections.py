@@ -1,21 +1,85 @@
 """The report's sections, in their order: facts and the sentences that they bear, laid out as blocks."""
 
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 
-from tracin_core import __version__
-from tracin_core.charts import short
-from tracin_core.records.report.blocks import Code, Document, Section, Table, Text
+from tracin_core import __version__, charts
+from tracin_core.charts import marked, short
+from tracin_core.errors import TracInError
+from tracin_core.records.report import decisions, facts, sentences
+from tracin_core.records.report.blocks import Block, Case, Chart, Code, Document, Picture, Pictures, Section, Table, Text
+from tracin_core.records.report.rendering import data_url
+from tracin_core.records.report.sentences import Sentences, example_name
 from tracin_core.records.report.texts import Words, catalogue
 from tracin_core.records.runs import Run
+from tracin_core.scores.influence import Array
 from tracin_core.scores.losses import PairLoss
+from tracin_core.scores.rollups import influence_grid
+from tracin_core.scores.view import View
 
 if TYPE_CHECKING:
     from tracin_core.records.workspace import Workspace
 
 MEASURED: Final = ("learning_rate", "train_loss", "validation_loss", "train_accuracy", "validation_accuracy")
+FIRST: Final = 10  # rows of a list of examples
+ROWS: Final = 60  # of any other table
+GRID: Final = 40  # angles or groups on a side of a heatmap; more are no picture
+WIDE: Final = 360  # pixels of a picture
+LONG: Final = 400  # letters of a text sample
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is reported on, with the scores that several sections read."""
+
+    run: Run
+    words: Words
+    place: "Workspace | None"
+
+    @cached_property
+    def view(self) -> View:
+        """As the checkpoints record it: their loss, each weighed 1."""
+        return self.run.view()
+
+    @cached_property
+    def own(self) -> Array:
+        return self.view.self_influence()
+
+    @cached_property
+    def mean(self) -> Array | None:
+        """None: every test is dead."""
+        return None if self.view.dead_tests.all() else self.view.mean_influence()
+
+    @cached_property
+    def lists(self) -> list[decisions.Listed]:
+        return [] if self.place is None else decisions.lists(self.place, self.run, self.view)
+
+    def text(self, told: Sentences) -> list[Block]:
+        """The sentences as one paragraph."""
+        spaced = "" if self.words.language.startswith("zh") else " "
+        return [Text(spaced.join(self.words(one.key, **self._worded(one.values)) for one in told))] if told else []
+
+    def _worded(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The name of a measure in words; everything else as it is."""
+        return {name: self.words(f"column.{value}") if name == "measure" else value for name, value in values.items()}
+
+    def names(self, *columns: str) -> tuple[str, ...]:
+        return tuple(self.words(f"column.{name}") for name in columns)
+
+    def cut(self, caption: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: Sequence[int]) -> Table:
+        """A table of at most `ROWS` rows; its caption says so where there are more."""
+        if len(rows) > ROWS:
+            caption = self.words("table.cut", caption=caption, shown=ROWS, total=len(rows))
+        return Table(caption, columns, tuple(rows[:ROWS]), frozenset(numbers))
 
 
 def document(run: Run, language: str, place: "Workspace | None") -> Document:
@@ -26,40 +90,50 @@ def document(run: Run, language: str, place: "Workspace | None") -> Document:
     """
     catalogue(language)
     words = Words(language, run.noun)
+    subject = Subject(run, words, place)
     train, test = run.counts
+    about = {"data": run.recipe.data.title, "task": words(f"task.{run.task}"), "loss": run.loss.describe()}
     return Document(
         language,
         words("title", name=run.name),
-        words(
-            "lead", data=run.recipe.data.title, task=words(f"task.{run.task}"), loss=run.loss.describe(), train=train, test=test,
-            checkpoints=len(run.summed_epochs),
-        ),
+        words("lead", **about, train=train, test=test, checkpoints=len(run.summed_epochs)),
         words("simulated") if run.simulated else "",
         words("contents"),
-        (settings(run, words),),
+        tuple(section(name, write, subject) for name, write in SECTIONS.items()),
         footer(run, words),
-    )  # fmt: skip
+    )
 
 
-# ---- settings -------------------------------------------------------------------------------------------------------------------
+def section(name: str, write: Callable[[Subject], list[Block]], subject: Subject) -> Section:
+    """The section, or the reason why this run has none."""
+    try:
+        blocks = write(subject)
+    except TracInError as refusal:
+        blocks = [Text(subject.words("refused", reason=str(refusal)))]
+    return Section(name, subject.words(f"section.{name}"), tuple(blocks))
 
 
-def settings(run: Run, words: Words) -> Section:
+# ---- settings and health ----------------------------------------------------------------------------------------------------------
+
+
+def settings(subject: Subject) -> list[Block]:
     """What was computed, from what, and with which versions."""
-    mark = [Text(words("settings.simulated"))] if run.simulated else []
-    rows = tuple((words(f"setting.{name}"), value) for name, value in told_settings(run, words).items())
-    table = Table(words("settings.table"), (words("column.setting"), words("column.value")), rows)
-    recipe = Code(words("settings.recipe"), run.recipe.to_toml())
-    return Section("settings", words("settings"), (*mark, table, checkpoints(run, words), recipe))
+    words = subject.words
+    mark: list[Block] = [Text(words("settings.simulated"))] if subject.run.simulated else []
+    rows = tuple((words(f"setting.{name}"), value) for name, value in told_settings(subject.run, words).items())
+    table = Table(words("settings.table"), subject.names("setting", "value"), rows)
+    return [*mark, table, checkpoints(subject), Code(words("settings.recipe"), subject.run.recipe.to_toml())]
 
 
 def told_settings(run: Run, words: Words) -> dict[str, str]:
     sizes = {side: len(run.splits[side]) for side in ("train", "validation", "test")}
-    told = {
+    margin = {"margin": f"{run.loss.margin:g}"} if isinstance(run.loss, PairLoss) else {}
+    return {
         "name": f"{run.name} ({run.id})",
         "data": run.recipe.data.title,
         "task": words(f"task.{run.task}"),
         "loss": run.loss.describe(),
+        **margin,
         "weights": words("setting.weights.uniform"),
         "split": words("setting.split.value", rule=run.recipe.split.rule, **sizes),
         "layers": ", ".join(run.layers),
@@ -67,29 +141,336 @@ def told_settings(run: Run, words: Words) -> dict[str, str]:
         "digest": run.digest,
         "versions": versions(run),
     }
-    return {name: value for name, value in told.items() if value} | (
-        {"margin": f"{run.loss.margin:g}"} if isinstance(run.loss, PairLoss) else {}
-    )
 
 
-def checkpoints(run: Run, words: Words) -> Table:
+def checkpoints(subject: Subject) -> Table:
     """One row per checkpoint: what it records of itself."""
-    known, summed = run.checkpoints, set(run.summed_epochs)
+    known, summed, words = subject.run.checkpoints, set(subject.run.summed_epochs), subject.words
     shown = [name for name in MEASURED if name in known and known[name].notna().any()]
-    columns = ("epoch", "summed", *shown, "file", "sha256")
-    rows = tuple(
+    rows = [
         (
-            str(row["epoch"]), words("yes" if row["epoch"] in summed else "no"), *(number(row[name], words) for name in shown),
-            str(row["source"]), str(row["digest"])[:12],
+            str(row["epoch"]),
+            words("yes" if row["epoch"] in summed else "no"),
+            *(words("unknown") if pd.isna(row[name]) else short(float(row[name])) for name in shown),
+            str(row["source"]),
+            str(row["digest"])[:12],
         )
         for _, row in known.iterrows()
-    )  # fmt: skip
-    names = tuple(words(f"column.{name}") for name in columns)
-    return Table(words("settings.checkpoints"), names, rows, frozenset(range(2, 2 + len(shown))))
+    ]
+    names = subject.names("epoch", "summed", *shown, "file", "sha256")
+    return subject.cut(words("settings.checkpoints"), names, rows, range(2, 2 + len(shown)))
+
+
+def health(subject: Subject) -> list[Block]:
+    """Whether the run is sound: sentences, and what was measured."""
+    found, words = facts.health(subject.run, subject.view), subject.words
+    rows = [
+        (
+            words(f"check.{check['check']}") if words.has(f"check.{check['check']}") else str(check["check"]),
+            words("passed" if check["passed"] else "failed"),
+            str(check["detail"]),
+        )
+        for _, check in found.checks.iterrows()
+    ]
+    table = Table(words("health.table"), subject.names("check", "result", "detail"), tuple(rows))
+    return [*subject.text(sentences.of_health(found)), table]
+
+
+# ---- distribution -----------------------------------------------------------------------------------------------------------------
+
+
+def distribution(subject: Subject) -> list[Block]:
+    """How self-influence and mean influence are spread."""
+    words, scores = subject.words, {"self_influence": subject.own}
+    if subject.mean is not None:
+        scores["mean_influence"] = subject.mean
+    said = {"self_influence": sentences.of_spread(facts.spread(subject.own))}
+    if subject.mean is not None:
+        said["mean_influence"] = sentences.of_signs(facts.signs(subject.mean))
+    blocks: list[Block] = []
+    for name, values in scores.items():
+        blocks += subject.text(said[name])
+        if values.any():
+            blocks.append(histogram(subject, name, values))
+    at = {name: charts.quantiles(values) for name, values in scores.items()}
+    rows = tuple((words(f"score.{name}"), *(short(value) for value in told.values())) for name, told in at.items())
+    shares = tuple(f"{share:.0%}" for share in charts.QUANTILES)
+    return [
+        *blocks,
+        Table(words("distribution.quantiles"), (words("column.score"), *shares), rows, frozenset(range(1, 1 + len(shares)))),
+    ]
+
+
+def histogram(subject: Subject, name: str, values: Array) -> Chart:
+    """Bins on an asinh axis; exact zeros apart."""
+    words = subject.words
+    bins = charts.histogram(values)
+    figure = charts.histogram_figure(bins, x=words(f"score.{name}"), y=words("axis.examples"), zeros=words("axis.zeros"))
+    low, median, high = (short(float(value)) for value in np.quantile(values, [0.05, 0.5, 0.95]))
+    zeros = int(np.sum(values == 0))
+    told = words("histogram.words", n=len(values), zeros=zeros, low=low, median=median, high=high)
+    return Chart(words(f"histogram.{name}"), told, figure)
+
+
+# ---- angles or groups -------------------------------------------------------------------------------------------------------------
+
+
+def groups(subject: Subject) -> list[Block]:
+    """Scores by angle and angle pair, or by group of samples."""
+    own, mean, pairs = subject.own, subject.mean, subject.run.noun == "pair"
+    table = facts.by_group(subject.view, own, mean)
+    blocks: list[Block] = []
+    for name, values in (("self_influence", own), ("mean_influence", mean)):
+        if values is not None:
+            blocks += cells(subject, name, values)
+    if subject.run.task == "classification" and mean is not None:
+        blocks += matrix(subject)
+    blocks.append(rolled(subject, table, "group"))
+    if pairs:
+        gaps = facts.by_gap(subject.view, own, mean)
+        blocks += [*subject.text(sentences.of_gaps(gaps)), rolled(subject, gaps, "gap")]
+    return blocks
+
+
+def cells(subject: Subject, name: str, values: Array) -> list[Block]:
+    """A grid of one score with what it shows; of samples, whose groups are one row, the sentence alone."""
+    words, grid = subject.words, subject.view.angle_grid(values)
+    told = subject.text(sentences.of_cells(grid, name))
+    if subject.run.noun == "sample" or too_many(grid["low"], grid["high"]):
+        return told
+    figure = charts.grid_figure(grid, "mean", x=words("axis.high"), y=words("axis.low"), name=words("axis.mean"))
+    said = " ".join(block.words for block in told if isinstance(block, Text))
+    return [Chart(words(f"grid.{name}"), said, figure), grid_table(subject, grid, name)]
+
+
+def grid_table(subject: Subject, grid: pd.DataFrame, name: str) -> Table:
+    """The cells of a grid, highest first."""
+    ordered = grid.sort_values("mean", ascending=False, kind="stable")
+    rows = [
+        (sentences.cell_name(cell), f"{int(cell['n']):,}", short(cell["mean"]), short(cell["median"]))
+        for _, cell in ordered.iterrows()
+    ]
+    return subject.cut(subject.words(f"table.{name}"), subject.names("cell", "n", "mean", "median"), rows, (1, 2, 3))
+
+
+def matrix(subject: Subject) -> list[Block]:
+    """Which labels of training samples help or harm which labels of test samples."""
+    words = subject.words
+    found = influence_grid(subject.view, by="group", ends="first").rename(columns={"train_group": "low", "test_group": "high"})
+    grid = found.astype({"low": str, "high": str})
+    if too_many(grid["low"], grid["high"]):
+        return [Text(words("groups.many", most=GRID))]
+    known = grid.dropna(subset="mean")
+    figure = charts.grid_figure(grid, "mean", x=words("axis.test_group"), y=words("axis.train_group"), name=words("axis.mean"))
+    low, high = (known.iloc[int(place)] for place in (known["mean"].to_numpy().argmin(), known["mean"].to_numpy().argmax()))
+    ends = {
+        f"{which}{part}": value
+        for which, cell in (("low", low), ("high", high))
+        for part, value in (("_train", cell["low"]), ("_test", cell["high"]), ("_value", short(cell["mean"])))
+    }
+    return [Chart(words("matrix"), words("matrix.words", **ends), figure)]
+
+
+def too_many(low: pd.Series, high: pd.Series) -> bool:
+    return max(low.nunique(), high.nunique()) > GRID
+
+
+def rolled(subject: Subject, table: pd.DataFrame, by: str) -> Table:
+    """One row per group: how many examples, and their mean scores."""
+    scores = [name for name in ("self_influence", "mean_influence") if name in table]
+    rows = [
+        (group if isinstance(group, str) else marked(group), f"{int(row['n']):,}", *(short(row[name]) for name in scores))
+        for group, (_, row) in zip(table["group"], table.iterrows(), strict=True)
+    ]
+    names = subject.names(by, "n", *(f"mean_of_{name}" for name in scores))
+    return subject.cut(subject.words(f"table.by_{by}"), names, rows, range(1, 2 + len(scores)))
+
+
+# ---- examples and cases -----------------------------------------------------------------------------------------------------------
+
+
+def examples(subject: Subject) -> list[Block]:
+    """The highest self-influence, the most harmful and the most helpful in the mean."""
+    words = subject.words
+    blocks: list[Block] = [Text(words("examples.what"))]
+    blocks += ranked(subject, "highest", subject.own, np.flatnonzero(subject.own > 0), ascending=False)
+    if subject.mean is None:
+        return [*blocks, Text(words("tests.none_live"))]
+    blocks += ranked(subject, "harmful", subject.mean, np.flatnonzero(subject.mean < 0), ascending=True)
+    return blocks + ranked(subject, "helpful", subject.mean, np.flatnonzero(subject.mean > 0), ascending=False)
+
+
+def ranked(subject: Subject, name: str, values: Array, among: Any, *, ascending: bool) -> list[Block]:
+    """The first few by one score, of those it is told of; or that there is none."""
+    words = subject.words
+    if not len(among):
+        return [Text(words(f"examples.{name}.none"))]
+    order = subject.view.ranked(values, ascending=ascending, k=min(FIRST, len(among)))
+    at = {name: place for place, name in enumerate(subject.view.train_pairs["id"])}
+    rows = []
+    for rank, (_, example) in enumerate(order.iterrows(), start=1):
+        row = at[str(example["id"])]
+        scores = [short(subject.own[row]), *([] if subject.mean is None else [short(subject.mean[row])])]
+        rows.append((str(rank), example_name(example), *scores, f"{example['percentile']:.1f}"))
+    shown = ["self_influence", *([] if subject.mean is None else ["mean_influence"])]
+    caption = words(f"examples.{name}", shown=len(rows), total=len(among))
+    names = (*subject.names("rank", "example"), *(words(f"score.{score}") for score in shown), *subject.names("percentile"))
+    return [Table(caption, names, tuple(rows), frozenset({0, *range(2, 3 + len(shown))}))]
+
+
+def cases(subject: Subject) -> list[Block]:
+    """The examples to look at and listen to first, each with what makes it notable."""
+    words = subject.words
+    if subject.mean is None:
+        return [Text(words("tests.none_live"))]
+    found = facts.cases(subject.view, subject.own, subject.mean)
+    blocks: list[Block] = [Case(words("case.hard")), *subject.text(sentences.of_hard(found))]
+    if found.hard_and_harmful:
+        blocks += pictures(subject, found.hard_and_harmful.example)
+    blocks += [Case(words("case.strongest")), *subject.text(sentences.of_strongest(found.strongest))]
+    if found.strongest:
+        blocks += [
+            contributions(subject, found.strongest),
+            *pictures(subject, found.strongest.notable.example, found.strongest.test),
+        ]
+    blocks += [Case(words("case.recurs")), *subject.text(sentences.of_recurrence(found)), *recurring(subject, found)]
+    return blocks
+
+
+def contributions(subject: Subject, found: facts.Strongest) -> Chart:
+    """What each checkpoint adds to the strongest negative influence."""
+    words = subject.words
+    figure = charts.contributions_figure(
+        found.contributions, found.checkpoints, x=words("axis.checkpoint"), y=words("score.influence")
+    )
+    told = ", ".join(f"{name}: {short(term)}" for name, term in zip(found.checkpoints, found.contributions, strict=True))
+    return Chart(words("contributions"), told, figure)
+
+
+def recurring(subject: Subject, found: facts.Cases) -> list[Block]:
+    """The groups that stand in the most harmful examples, least probable first; a picture of a recording that stands out."""
+    if found.harmful == 0:
+        return []
+    table = found.recurring.table[found.recurring.table["chosen"] > 0].head(5)
+    rows = tuple(
+        (str(row["group"]), f"{row['chosen']:,}", f"{row['pairs']:,}", f"{row['expected']:.1f}", f"{row['p_familywise']:.2g}")
+        for _, row in table.iterrows()
+    )
+    names = subject.names("recurring", "chosen", "of_group", "expected", "p")
+    blocks: list[Block] = [Table(subject.words("table.recurs", harmful=found.harmful), names, rows, frozenset({1, 2, 3, 4}))]
+    if found.standing_out is not None and subject.run.noun == "pair":
+        blocks.append(Pictures((picture(subject, str(found.standing_out["group"]), ""),)))
+    return blocks
+
+
+def pictures(subject: Subject, *shown: pd.Series) -> list[Block]:
+    """What there is to see, or to read, of each sample of these examples."""
+    several = len(shown) > 1
+    told = [
+        picture(subject, str(example[end]), subject.words(f"side.{side}") if several else "")
+        for side, example in zip(("train", "test"), shown, strict=False)
+        for end in (("id1", "id2") if "id1" in example else ("id",))
+    ]
+    return [Pictures(tuple(told))]
+
+
+def picture(subject: Subject, sample: str, side: str) -> Picture:
+    """The sample's picture, made small, and its text."""
+    known = subject.run.samples.set_index("id").loc[sample]
+    what = marked(known["angle"]) if "angle" in known else str(known.get("label_name", known["target"]))
+    preview = subject.run.preview(sample)
+    caption = " · ".join(part for part in (side, what, sample) if part)
+    source = small_png(preview.picture) if preview.picture.is_file() else None
+    text = preview.text.read_text(encoding="utf-8") if preview.text.is_file() else ""
+    if source is None and not text:
+        caption = subject.words("picture.missing", caption=caption)
+    return Picture(source, caption, f"{text[:LONG]} …" if len(text) > LONG else text)
+
+
+def small_png(file: Path) -> str:
+    """The picture as a data URL, at most `WIDE` pixels wide."""
+    with Image.open(file) as image:
+        image.thumbnail((WIDE, WIDE))
+        kept = io.BytesIO()
+        image.save(kept, "PNG", optimize=True)
+    return data_url(kept.getvalue(), "image/png")
+
+
+# ---- another loss -----------------------------------------------------------------------------------------------------------------
+
+
+def losses(subject: Subject) -> list[Block]:
+    """GHM against the margin loss, from the same kernels."""
+    words = subject.words
+    if subject.run.noun == "sample":
+        return [Text(words("losses.pairs_only"))]
+    found = facts.losses(subject.run, subject.view)
+    moved = found.comparison.table.assign(far=found.comparison.table["rank_change"].abs())
+    moved = moved[moved["far"] > 0].sort_values(["far", "id"], ascending=[False, True]).head(5)
+    rows = tuple(
+        (str(row["id"]), f"{row['ghm_rank']:g}", f"{row['margin_rank']:g}", f"{row['ghm_bin']:g}", f"{row['ghm_weight']:.3g}")
+        for _, row in moved.iterrows()
+    )
+    names = subject.names("example", "ghm_rank", "other_rank", "ghm_bin", "ghm_weight")
+    told = subject.text(sentences.of_losses(found))
+    return [*told, Table(words("table.moved"), names, rows, frozenset({1, 2, 3, 4}))] if rows else told
+
+
+# ---- decisions --------------------------------------------------------------------------------------------------------------------
+
+
+def exclusions(subject: Subject) -> list[Block]:
+    """The lists that were written of this run, with their rules."""
+    words = subject.words
+    if subject.place is None:
+        return [Text(words("lists.not_looked"))]
+    rows = [
+        (
+            moment(one.created),
+            one.who or words("unknown"),
+            one.why or words("unknown"),
+            words("lists.problem", problem=one.problem) if one.rule is None else rule_in_words(one.rule),
+            f"{one.entries:,}",
+            words("unknown") if one.rule is None else f"{one.removed:,}",
+            one.file,
+        )
+        for one in subject.lists
+    ]
+    names = subject.names("when", "who", "why", "rule", "entries", "removed", "file")
+    told = subject.text(sentences.of_lists(subject.lists))
+    return [*told, subject.cut(words("table.lists"), names, rows, (4, 5))] if rows else told
+
+
+def rule_in_words(rule: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in rule.items())
+
+
+def trainings(subject: Subject) -> list[Block]:
+    """Before and after an exclusion, where a training in the workspace left out a list of this run."""
+    words = subject.words
+    if subject.place is None:
+        return [Text(words("lists.not_looked"))]
+    found = decisions.trainings(subject.place, subject.run, subject.lists)
+    blocks = subject.text(sentences.of_trainings(found))
+    for one in found.after:
+        blocks += subject.text(sentences.of_retrained(one))
+        rows = tuple(
+            (
+                words(f"column.{row['measure']}"),
+                *(f"{value:.4g}" for value in (row["before"], row["after"], row["after"] - row["before"])),
+            )
+            for _, row in one.measured.iterrows()
+        )
+        names = subject.names("measure", "before", "after", "difference")
+        blocks.append(Table(words("table.retrained", folder=one.folder), names, rows, frozenset({1, 2, 3})))
+    return blocks
+
+
+# ---- where it comes from ------------------------------------------------------------------------------------------------------------
 
 
 def footer(run: Run, words: Words) -> tuple[str, ...]:
-    """Where the report comes from."""
+    """The report's provenance."""
     lines = [
         words("footer.run", id=run.id, computed=moment(run.created), digest=run.digest),
         words("footer.recipe", digest=run.recipe.digest()),
@@ -107,5 +488,14 @@ def moment(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def number(value: Any, words: Words) -> str:
-    return words("unknown") if pd.isna(value) else short(float(value))
+SECTIONS: Final[dict[str, Callable[[Subject], list[Block]]]] = {
+    "settings": settings,
+    "health": health,
+    "distribution": distribution,
+    "groups": groups,
+    "examples": examples,
+    "cases": cases,
+    "losses": losses,
+    "exclusions": exclusions,
+    "trainings": trainings,
+}

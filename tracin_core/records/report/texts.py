@@ -36,3 +36,7 @@ class Words:
     def __call__(self, key: str, /, **values: Any) -> str:
         known = catalogue(self.language)
         return (known.get(f"{key}@{self.noun}") or known[key]).format(**values)
+
+    def has(self, key: str) -> bool:
+        """There is a text with this key."""
+        return key in catalogue(self.language)
