@@ -25,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from tracin_core import __version__
 from tracin_core.data.files import write_text
 from tracin_core.data.samples import split_pair_id
 from tracin_core.errors import DataError, UnknownSampleError, ViewError
@@ -102,14 +101,9 @@ def write_scores(
     for _, keys, scores in written:
         _require_finite(ids, keys, scores, view.measure)
     return [
-        _merge(
-            folder / f"{material}_{frequency}_{content}.json",
-            ids,
-            keys,
-            scores,
-            {"content": content, **about, **(of_tests if "influence" in content else {})},
-        )
+        _merge(folder / f"{material}_{frequency}_{content}.json", ids, keys, scores, {"content": content, **about, **told})
         for content, keys, scores in written
+        for told in [of_tests if "influence" in content else {}]
     ]
 
 
@@ -190,7 +184,6 @@ def _about(run: Run, view: View, score_name: str) -> dict[str, Any]:
         "checkpoints": [{name: row.get(name) for name in ("epoch", "source", "digest")} for row in run.manifest.checkpoints],
         "recipe": run.recipe.to_dict(),
         "versions": {
-            "tracin-studio": __version__,
             "python": platform.python_version(),
             "numpy": version("numpy"),
             "run": dict(run.manifest.versions),
