@@ -25,6 +25,8 @@ DOORS = {
         "tracin_core.records.jobs",
         "tracin_core.records.access",
         "tracin_core.records.uploads",
+        "tracin_core.records.findings",
+        "tracin_core.records.differences",
         "tracin_core.records.report",
         "tracin_core.scores",
         "tracin_core.data",
@@ -40,6 +42,7 @@ DOORS = {
         "tracin_core.data",
         "tracin_core.errors",
         "tracin_core.recipe",
+        "tracin_core.__version__",
     ),
     "tracin_core/records/report": (
         "tracin_core.records",
