@@ -145,12 +145,12 @@ class Strongest:
 
     @property
     def main_checkpoint(self) -> tuple[str, float] | None:
-        """The checkpoint that adds more than half of all that is negative, with its share; None: no single one, or there is only one."""
+        """The checkpoint of at least three that adds more than half of all that is negative, with its share; None: no single one does."""
         terms = np.asarray(self.contributions)
         below = float(terms[terms < 0].sum())
         place = int(terms.argmin())
         held = float(terms[place]) / below if below < 0 else 0.0
-        return (self.checkpoints[place], held) if len(terms) > 1 and held > 0.5 else None
+        return (self.checkpoints[place], held) if len(terms) > 2 and held > 0.5 else None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from tracin_core.records.report.blocks import Case, Chart, Code, Document, Pictu
 __all__ = ["as_html", "as_markdown"]
 
 SYSTEM_FONT: Final = "system-ui, 'Segoe UI', 'Noto Sans TC', 'Noto Sans CJK TC', 'PingFang TC', 'Microsoft JhengHei', sans-serif"
-MARK: Final = "#b4540a"  # of SIMULATED, at least 4.5 : 1 on white; on dark ground the style sheet lightens it
 
 
 # ---- HTML -------------------------------------------------------------------------------------------------------------------------
@@ -52,21 +51,23 @@ def charts_of(section: Section) -> list[Chart]:
 
 
 def payload(chart: Chart, simulated: str) -> str:
-    """The figure as JSON that no name from the data can end the script of."""
+    """The figure as JSON that no name from the data can end the script of. Axes make room for their labels; colours are the page's."""
     figure = json.loads(chart.figure.to_json())
     layout: dict[str, Any] = figure["layout"]
     layout.pop("template", None)
     layout.update(
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={**layout.get("font", {}), "family": SYSTEM_FONT}
     )
+    for name, axis in layout.items():
+        if name.startswith(("xaxis", "yaxis")):
+            axis["automargin"] = True
+            axis.get("title", {}).setdefault("standoff", 12)
     if simulated:
-        layout["margin"] = {**layout["margin"], "b": layout["margin"]["b"] + 24}
-        layout.setdefault("annotations", []).append(
-            {
-                "text": f"<b>{simulated}</b>", "name": "simulated", "showarrow": False, "font": {"size": 12, "color": MARK},
-                "xref": "paper", "x": 1, "xanchor": "right", "yref": "container", "y": 0, "yanchor": "bottom",
-            }
-        )  # fmt: skip
+        layout["margin"] = {**layout["margin"], "t": layout["margin"]["t"] + 20}
+        layout["title"] = {
+            "text": simulated, "font": {"size": 12, "weight": 700}, "pad": {"t": 2, "r": 2},
+            "xref": "container", "x": 1, "xanchor": "right", "yref": "container", "y": 1, "yanchor": "top",
+        }  # fmt: skip
     return json.dumps(figure).replace("<", "\\u003c")  # ASCII: every other letter is escaped already
 
 

@@ -216,41 +216,37 @@ def histogram(subject: Subject, name: str, values: Array) -> Chart:
 
 
 def groups(subject: Subject) -> list[Block]:
-    """Scores by angle and angle pair, or by group of samples."""
-    own, mean, pairs = subject.own, subject.mean, subject.run.noun == "pair"
-    table = facts.by_group(subject.view, own, mean)
-    blocks: list[Block] = []
-    for name, values in (("self_influence", own), ("mean_influence", mean)):
-        if values is not None:
-            blocks += cells(subject, name, values)
-    if subject.run.task == "classification" and mean is not None:
+    """Scores by angle pair, by angle and by angle difference; or by group of samples."""
+    scores = {"self_influence": subject.own} | ({} if subject.mean is None else {"mean_influence": subject.mean})
+    grids = {name: subject.view.angle_grid(values) for name, values in scores.items()}
+    blocks = [block for name, grid in grids.items() for block in cells(subject, name, grid)]
+    if subject.run.task == "classification" and subject.mean is not None:
         blocks += matrix(subject)
-    blocks.append(rolled(subject, table, "group"))
-    if pairs:
-        gaps = facts.by_gap(subject.view, own, mean)
-        blocks += [*subject.text(sentences.of_gaps(gaps)), rolled(subject, gaps, "gap")]
-    return blocks
+    if subject.run.noun == "pair":
+        gaps = facts.by_gap(subject.view, subject.own, subject.mean)
+        blocks += [grid_table(subject, grids), *subject.text(sentences.of_gaps(gaps)), rolled(subject, gaps, "gap")]
+    return [*blocks, rolled(subject, facts.by_group(subject.view, subject.own, subject.mean), "group")]
 
 
-def cells(subject: Subject, name: str, values: Array) -> list[Block]:
-    """A grid of one score with what it shows; of samples, whose groups are one row, the sentence alone."""
-    words, grid = subject.words, subject.view.angle_grid(values)
-    told = subject.text(sentences.of_cells(grid, name))
+def cells(subject: Subject, name: str, grid: pd.DataFrame) -> list[Block]:
+    """A grid of one score with what it shows; of samples, whose groups are one row, and of too many angles, the sentence alone."""
+    words, told = subject.words, subject.text(sentences.of_cells(grid, name))
     if subject.run.noun == "sample" or too_many(grid["low"], grid["high"]):
         return told
     figure = charts.grid_figure(grid, "mean", x=words("axis.high"), y=words("axis.low"), name=words("axis.mean"))
     said = " ".join(block.words for block in told if isinstance(block, Text))
-    return [Chart(words(f"grid.{name}"), said, figure), grid_table(subject, grid, name)]
+    return [Chart(words(f"grid.{name}"), said, figure)]
 
 
-def grid_table(subject: Subject, grid: pd.DataFrame, name: str) -> Table:
-    """The cells of a grid, highest first."""
-    ordered = grid.sort_values("mean", ascending=False, kind="stable")
-    rows = [
-        (sentences.cell_name(cell), f"{int(cell['n']):,}", short(cell["mean"]), short(cell["median"]))
-        for _, cell in ordered.iterrows()
-    ]
-    return subject.cut(subject.words(f"table.{name}"), subject.names("cell", "n", "mean", "median"), rows, (1, 2, 3))
+def grid_table(subject: Subject, grids: dict[str, pd.DataFrame]) -> Table:
+    """The cells of the grids side by side, highest self-influence first."""
+    first = grids["self_influence"].sort_values("mean", ascending=False, kind="stable")
+    others = [grid.set_index(["low", "high"]).loc[list(zip(first["low"], first["high"], strict=True))] for grid in grids.values()]
+    values = [part[name].map(short).tolist() for part in others for name in ("mean", "median")]
+    names = [sentences.cell_name(cell) for _, cell in first.iterrows()]
+    rows = list(zip(names, (f"{int(n):,}" for n in first["n"]), *values, strict=True))
+    heads = subject.names("cell", "n", *(f"{name}_of_{score}" for score in grids for name in ("mean", "median")))
+    return subject.cut(subject.words("table.cells"), heads, rows, range(1, len(heads)))
 
 
 def matrix(subject: Subject) -> list[Block]:
@@ -314,7 +310,7 @@ def ranked(subject: Subject, name: str, values: Array, among: Any, *, ascending:
         rows.append((str(rank), example_name(example), *scores, f"{example['percentile']:.1f}"))
     shown = ["self_influence", *([] if subject.mean is None else ["mean_influence"])]
     caption = words(f"examples.{name}", shown=len(rows), total=len(among))
-    names = (*subject.names("rank", "example"), *(words(f"score.{score}") for score in shown), *subject.names("percentile"))
+    names = subject.names("rank", "example", *shown, "percentile")
     return [Table(caption, names, tuple(rows), frozenset({0, *range(2, 3 + len(shown))}))]
 
 
