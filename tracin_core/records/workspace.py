@@ -5,7 +5,7 @@ workspace/
     checkpoints/       canonical weights, named by their SHA-256
     datasets/<key>/    stored splits, sealed chunks, previews of the samples
     kernels/           content-addressed blocks
-    runs/<id>/         run.json, samples.csv
+    runs/<id>/         run.json, samples.csv, verdicts.jsonl
     exports/<run>/     exclusion lists with their provenance
     recordings/        simulated recordings of the demo
     trainings/         checkpoints written by this product's own training
@@ -27,7 +27,7 @@ from tracin_core.data.images import SUFFIXES as PICTURES
 from tracin_core.data.plugins import plugin_file
 from tracin_core.data.readers import reader_for
 from tracin_core.data.samples import with_labels
-from tracin_core.errors import InputError, NotFoundError, OutsideRootsError, WorkspaceError
+from tracin_core.errors import InputError, NotFoundError, OutsideRootsError, UnknownSampleError, WorkspaceError
 from tracin_core.recipe import ModelSection, PluginData, PluginModel, RankerModel, Recipe
 from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.checkpoint_files import SUFFIXES, list_checkpoints
@@ -48,6 +48,7 @@ from tracin_core.records.maintenance import (
 from tracin_core.records.plugins import list_plugins, plugin_digest
 from tracin_core.records.runs import Manifest, Run
 from tracin_core.records.store import BlockStore, digest_of
+from tracin_core.records.verdicts import Decision, Verdict, history, record, standing
 from tracin_core.records.zarr_export import export_zarr
 
 __all__ = [
@@ -307,14 +308,52 @@ class Workspace:
 
     # ---- decisions ----------------------------------------------------------------------------------------------------------
 
+    def decide(
+        self, run: Run, samples: tuple[str, ...], verdict: Verdict, *, who: str = "", why: str = "", rule: str = ""
+    ) -> Decision:
+        """A person's verdict on one pair, or one sample, of the run is on the disk.
+
+        Args:
+            samples: the two ids of a pair, or one.
+            rule: what the person was looking at: harm, or suspect.
+
+        Raises:
+            UnknownSampleError: the run has no such sample; nothing is written.
+            ExclusionError, DamagedBlockError, DiskFullError: as `verdicts.record`.
+        """
+        strangers = set(samples) - set(run.samples["id"])
+        if strangers:
+            raise UnknownSampleError(f"Run '{run.name}' has no sample '{min(strangers)}'; choose one from its table of samples.")
+        return record(self.root / "runs" / run.id, Decision(verdict, samples, who or self.who, why, rule))
+
+    def verdicts(self, run: Run) -> pd.DataFrame:
+        """The newest verdict on each pair or sample of the run that has one (`verdicts.standing`).
+
+        Raises:
+            DamagedBlockError: a line of the file is not as it was written.
+        """
+        return standing(self.verdict_history(run))
+
+    def verdict_history(self, run: Run) -> list[Decision]:
+        """Every verdict on the run's pairs and samples, oldest first, those taken back among them."""
+        return history(self.root / "runs" / run.id)
+
     def export_exclusions(
-        self, run: Run, chosen: pd.DataFrame, rule: dict[str, Any], *, who: str = "", why: str = ""
+        self,
+        run: Run,
+        chosen: pd.DataFrame,
+        rule: dict[str, Any],
+        *,
+        who: str = "",
+        why: str = "",
+        facts: dict[str, Any] | None = None,
     ) -> tuple[Path, Path]:
         """The list is on disk as TXT and as JSON with its provenance, and the decision is in the catalogue.
 
         Args:
             chosen: as `View.exclusions` returns it; every id is checked against the data set first.
             rule: the settings that chose it, in plain values.
+            facts: what else the provenance says, in plain values.
 
         Raises:
             ExclusionError: an id does not belong to the run's data set; nothing is written.
@@ -333,6 +372,7 @@ class Workspace:
             "why": why,
             "recipe": run.recipe.to_dict(),
             "checkpoints": [{"epoch": row["epoch"], "digest": row["digest"]} for row in run.manifest.checkpoints],
+            **(facts or {}),
         }
         files = exclusion_files(self.root / "exports" / run.id, stem, chosen, provenance, sample_ids=run.samples["id"].tolist())
         with self.catalogue.transaction() as connection:

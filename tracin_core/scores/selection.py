@@ -32,11 +32,15 @@ class Selection(Influence):
         min_occurrences: int = 3,
         max_exclusions: int | None = 50,
         pair_mode: rules.PairMode = "ranking_pair",
+        among: npt.NDArray[np.int64] | None = None,
     ) -> pd.DataFrame:
         """The harm rule (`exclusions`) on the view's measure: pairs, both samples of chosen pairs, or samples with all their pairs.
 
         What a measure leaves undefined, for want of a gradient, is no harm. Under `rank` a score is the percentile minus 50, and 0 where
         the influence is not negative: -45 asks for the lowest 5 %. Where the examples are samples there is one mode, `sample`.
+
+        Args:
+            among: only these rows are candidates, of the training examples, or in mode `sample` of the training samples; None: all.
 
         Raises:
             ExclusionError: the rule cannot be applied.
@@ -44,7 +48,7 @@ class Selection(Influence):
         """
         rules.check_rule(threshold, min_occurrences, max_exclusions, pair_mode)
         by_sample = self._by_sample(pair_mode)
-        candidates = np.flatnonzero(self._kth(min_occurrences, by_sample=by_sample) < threshold)
+        candidates = np.flatnonzero(self._kth(min_occurrences, by_sample=by_sample) < threshold) if among is None else among
         return rules.choose_pairs(
             None if by_sample else self._harm_of,
             self.train_pairs,
@@ -82,6 +86,17 @@ class Selection(Influence):
         if by_sample:
             return rules.sweep_of_samples(kth, first, second)
         return rules.sweep_of_pairs(kth[kept], first, second, len(self.train_samples))
+
+    def deciding_scores(self, min_occurrences: int = 3, pair_mode: rules.PairMode = "ranking_pair") -> Array:
+        """Each candidate's `min_occurrences`-th lowest score: it is chosen iff that lies strictly below the threshold.
+
+        One for each training example, [N]; in mode `sample` one for each training sample, [n].
+
+        Raises:
+            ExclusionError, ViewError: as `sweep`.
+        """
+        rules.check_rule(0.0, min_occurrences, None, pair_mode)
+        return self._kth(min_occurrences, by_sample=self._by_sample(pair_mode)).copy()
 
     def removed(self, chosen: pd.DataFrame) -> npt.NDArray[np.bool_]:
         """Which training examples a list from `exclusions` takes out of a training: those it names, or all of the samples it names: [N]."""
