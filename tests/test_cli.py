@@ -34,9 +34,13 @@ MANUAL = ROOT / "docs" / "command-line.md"
 COMMANDS = (
     "demo",
     "compute-influence",
+    "test-pair-exclusion",
     "generate-exclusions",
     "train",
+    "exclude-harmful-pairs",
+    "report",
     "serve",
+    "inspect",
     "export-zarr",
     "verify",
     "gc",
@@ -104,9 +108,11 @@ def test_help_shows_an_example_and_the_manual_names_every_option(shell: Shell, n
     answer = shell(name, "--help")
     assert (answer.returncode, answer.stderr) == (0, "")
     assert f"Example: python -m tracin_core {name} --" in " ".join(answer.stdout.split())
-    options = set(re.findall(r"^  (--[a-z-]+)", answer.stdout, re.MULTILINE)) - {"--help", "--workspace"}
-    section = MANUAL.read_text().split(f"\n## {name}\n")[1].split("\n## ")[0]
-    assert options == {option for option in options if f"`{option}`" in section}
+    options = set(re.findall(r"^  (--[a-z-]+)", answer.stdout, re.MULTILINE)) - {"--help", "--workspace", "--json"}
+    sections = {part.partition("\n")[0]: part for part in MANUAL.read_text().split("\n## ")}
+    told = sections[name] + "".join(sections[other] for other in re.findall(r"\(#([a-z-]+)\)", sections[name]))
+    assert options == {option for option in options if f"`{option}`" in told}
+    assert ("--json" in answer.stdout) == (name != "serve")
 
 
 @pytest.mark.usefixtures("refusals")  # answered in the background while the path is walked

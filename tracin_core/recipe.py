@@ -302,6 +302,7 @@ class RankingTask(Section):
     pairs: Literal["all", "drawn"] | None = Field(default=None, description="what was trained on; None: all unordered pairs")
     draw_seed: int | None = Field(default=None, ge=0, description="of the drawn pairs; None: the seed that the checkpoints record")
     test_pairs: int | None = Field(default=None, ge=1, description="stratified over angle gaps; None: all of them")
+    test_seed: int | None = Field(default=None, ge=0, lt=2**32, description="which of them, where there are more; None: 0")
 
 
 class ClassificationTask(Section):

@@ -204,7 +204,7 @@ class Run:
 
     def _asked(self, pairs: pd.DataFrame) -> pd.DataFrame:
         count = self.ranking.test_pairs
-        return pairs if count is None else stratified_pairs(pairs, count)
+        return pairs if count is None else stratified_pairs(pairs, count, seed=self.ranking.test_seed or 0)
 
     @property
     def ranking(self) -> RankingTask:
