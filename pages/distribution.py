@@ -1,34 +1,17 @@
-"""How are the scores spread, and which pairs are in the tails?"""
+"""How are the scores spread: over all, within groups, against what they do to the tests, and on a map?"""
 
-import numpy as np
 import streamlit as st
 
-from pages.shared import examples, frame, session, widgets
-from pages.shared.i18n import t
-from tracin_core import charts
-
-MARKS = (0.05, 0.5, 0.95)
+from pages.shared import frame, grouping, session, spread, widgets
 
 with frame.page("page.distribution"):
     run = session.selected_run()
     view = session.view(run)
+    look = widgets.choose_code("look", spread.LOOKS, key="look")
     with st.container(horizontal=True, gap="large"):
         score = widgets.choose_score(key="score")
-        scale = widgets.choose_code("scale", charts.SCALES if score == "self_influence" else charts.SIGNED_SCALES, key="scale")
-    values = widgets.score_values(view, score)
-    bins = charts.histogram(values, scale)
-    quantiles = charts.quantiles(values)
-    figure = charts.histogram_figure(
-        bins,
-        x=t(f"score.{score}"),
-        y=t("axis.pairs"),
-        zeros=t("axis.zeros"),
-        marks={f"{share:.0%}": quantiles[share] for share in MARKS},
-    )
-    widgets.chart(figure, key="distribution.histogram", alt=widgets.spread_in_words(values))
-    st.markdown(widgets.spread_in_words(values))
-    widgets.quantile_table(quantiles)
-    st.subheader(t("distribution.tails"))
-    tail = widgets.choose_code("tail", ("high", "low") if score == "self_influence" else ("low", "high"), key="tail")
-    ranked = view.ranked(np.asarray(values), ascending=tail == "low")
-    examples.explore(run, ranked, key=f"distribution.{score}.{tail}", columns=examples.score_columns(score))
+        scale = spread.choose_scale(score)
+        part = grouping.choose_part(view)
+    spread.DRAWN[look](run, view, score, scale, part)
+    if look == "spread":
+        spread.tails(run, view, score, part)

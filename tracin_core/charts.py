@@ -1,9 +1,10 @@
-"""Data to figure. Bins travel to the browser, never scores; colours are mid-tones that work on light and dark.
+"""Data to figure, for pages and reports. Bins travel to the browser, never scores; colours are mid-tones that work on light and dark.
 
 A heavy tail on both sides of zero is drawn on an asinh axis: linear near zero, logarithmic far from it. Scores of exactly 0 (a hinge
 loss makes many) stand apart from the bins, or they would hide everything else.
 """
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
@@ -21,7 +22,11 @@ Scale = Literal["asinh", "log", "linear"]
 SCALES: Final[tuple[Scale, ...]] = get_args(Scale)
 SIGNED_SCALES: Final[tuple[Scale, ...]] = ("asinh", "linear")
 
-BLUE, RED, GREY = "#5b8db8", "#d1495b", "#8a8f98"
+BLUE, RED, GREY, AMBER = "#5b8db8", "#d1495b", "#8a8f98", "#d98c1f"
+GROUPS: Final = ("#5b8db8", "#d98c1f", "#4f9d69", "#a06cb5", "#d1495b", "#8a8f98", "#3a9ea5", "#b07d62")
+SYMBOLS: Final = ("circle", "diamond", "square", "cross")  # where there are more groups than colours
+MANY_POINTS: Final = 5_000
+ABOVE: Final = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "left", "x": 0.0}
 READABLE = 12  # columns of a grid that leave room for words in its cells
 INK: Final = "#14202b"  # on every colour of the two scales below, at least 4.5 : 1
 SEQUENTIAL: Final = [[0.0, "#eef5fb"], [1.0, "#6aa3cf"]]
@@ -123,8 +128,11 @@ class Histogram:
         }
 
 
-def histogram(scores: npt.ArrayLike, scale: Scale = "asinh", bins: int = 80) -> Histogram:
+def histogram(scores: npt.ArrayLike, scale: Scale = "asinh", bins: int = 80, *, axis: Axis | None = None) -> Histogram:
     """The scores in bins of equal width on the screen.
+
+    Args:
+        axis: of another histogram that this one is laid over; scores beyond it count in its outermost bins. None: one of their own.
 
     Raises:
         ViewError: no score differs from 0, or a logarithm of negative scores is asked for.
@@ -138,9 +146,18 @@ def histogram(scores: npt.ArrayLike, scale: Scale = "asinh", bins: int = 80) -> 
         )
     if scale == "log" and nonzero.min() < 0:
         raise ViewError("Scores below 0 have no logarithm; choose the asinh or the linear scale.")
-    axis = _axis(nonzero, scale)
+    axis = axis or _axis(nonzero, scale)
     counts, places = np.histogram(np.clip(axis.place(nonzero), 0, 1), bins=bins, range=(0, 1))
     return Histogram(axis, places, counts.astype(np.int64), int((finite == 0).sum()), int(values.size - finite.size))
+
+
+def common_axis(*scores: npt.ArrayLike, scale: Scale = "asinh") -> Axis:
+    """One axis for several histograms, from the lowest to the highest of their scores.
+
+    Raises:
+        ViewError: no score differs from 0, or a logarithm of negative scores is asked for.
+    """
+    return histogram(np.concatenate([np.asarray(values, dtype=float).ravel() for values in scores]), scale).axis
 
 
 def _axis(nonzero: Array, scale: Scale) -> Axis:
@@ -177,23 +194,43 @@ def short(value: float) -> str:
 # ---- figures --------------------------------------------------------------------------------------------------------------------
 
 
-def histogram_figure(bins: Histogram, *, x: str, y: str, zeros: str, marks: dict[str, float] | None = None) -> go.Figure:
+def histogram_figure(
+    bins: Histogram,
+    *,
+    x: str,
+    y: str,
+    zeros: str,
+    marks: dict[str, float] | None = None,
+    over: tuple[str, Histogram] | None = None,
+    name: str = "",
+) -> go.Figure:
     """Bars on the histogram's own scale, the bar of exact zeros apart, and named scores as vertical lines.
 
     Args:
         x, y, zeros: names of the axes and of the bar of zeros.
         marks: name -> score.
+        over: the name of another histogram on the same axis, and that; it is drawn as a line.
+        name: of this one, where another is laid over it.
     """
     figure = make_subplots(cols=2, rows=1, column_widths=[0.9, 0.1], shared_yaxes=True, horizontal_spacing=0.04)
     middle = (bins.places[:-1] + bins.places[1:]) / 2
     ranges = [f"{short(low)} … {short(high)}" for low, high in zip(bins.edges[:-1], bins.edges[1:], strict=True)]
     figure.add_bar(
         x=middle, y=bins.counts, width=np.diff(bins.places), marker_color=BLUE, customdata=ranges,
-        hovertemplate="%{customdata}: %{y:,}<extra></extra>", row=1, col=1,
+        hovertemplate="%{customdata}: %{y:,}<extra></extra>", row=1, col=1, name=name,
     )  # fmt: skip
+    if over is not None:
+        figure.add_scatter(
+            x=middle, y=over[1].counts, mode="lines", line={"shape": "hvh", "color": AMBER, "width": 2}, customdata=ranges, name=over[0],
+            hovertemplate="%{customdata}: %{y:,}<extra></extra>", row=1, col=1,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[zeros], y=[over[1].zeros], mode="markers", marker={"color": AMBER, "size": 10, "symbol": "line-ew-open"},
+            hovertemplate="%{x}: %{y:,}<extra></extra>", showlegend=False, row=1, col=2,
+        )  # fmt: skip
     figure.add_bar(
-        x=[zeros], y=[bins.zeros], marker_color=GREY, marker_pattern_shape="/", text=[f"{bins.zeros:,}"], textposition="outside",
-        cliponaxis=False, hovertemplate="%{x}: %{y:,}<extra></extra>", row=1, col=2,
+        x=[zeros], y=[bins.zeros], showlegend=False, marker_color=GREY, marker_pattern_shape="/", text=[f"{bins.zeros:,}"],
+        textposition="outside", cliponaxis=False, hovertemplate="%{x}: %{y:,}<extra></extra>", row=1, col=2,
     )  # fmt: skip
     for name, score in (marks or {}).items():
         if not 0 <= bins.place(score) <= 1:
@@ -210,7 +247,108 @@ def histogram_figure(bins: Histogram, *, x: str, y: str, zeros: str, marks: dict
     figure.update_xaxes(fixedrange=True)
     figure.update_yaxes(fixedrange=True)
     figure.update_yaxes(title_text=y, row=1, col=1)
-    return _finished(figure, height=340, bargap=0.0)
+    figure = _finished(figure, height=340, bargap=0.0)
+    return figure.update_layout(showlegend=True, legend=ABOVE) if over is not None else figure
+
+
+def cumulative_figure(curves: dict[str, Histogram], *, x: str, y: str) -> go.Figure:
+    """The share of all finite scores at or below each bin's upper edge (the empirical distribution function there), a line per name.
+
+    Args:
+        curves: name -> histogram; all on the axis of the first.
+    """
+    figure = go.Figure()
+    first = next(iter(curves.values()))
+    for (name, bins), colour in zip(curves.items(), (BLUE, AMBER), strict=False):
+        edges = bins.edges[1:]
+        below = np.cumsum(bins.counts) + np.where(edges >= 0, bins.zeros, 0)
+        figure.add_scatter(
+            x=bins.places[1:], y=below / max(bins.total - bins.not_finite, 1), mode="lines", name=name,
+            line={"shape": "hv", "color": colour, "width": 2}, customdata=[short(edge) for edge in edges],
+            hovertemplate="≤ %{customdata}: %{y:.1%}<extra></extra>",
+        )  # fmt: skip
+    ticks = first.axis.ticks()
+    figure.update_xaxes(
+        title_text=x, tickvals=[place for place, _ in ticks], ticktext=[text for _, text in ticks], range=[0, 1], fixedrange=True
+    )
+    figure.update_yaxes(title_text=y, range=[0, 1.02], tickformat=".0%", fixedrange=True)
+    figure = _finished(figure, height=340)
+    return figure.update_layout(showlegend=True, legend=ABOVE) if len(curves) > 1 else figure
+
+
+def boxes_figure(spread: pd.DataFrame, names: Sequence[str], axis: Axis, *, x: str, y: str) -> go.Figure:
+    """A box per group on a score's own axis: 5, 25, 50, 75 and 95 %, with how many examples it is of.
+
+    Args:
+        spread: as `spread.group_spread` makes it.
+        names: of the groups, in its order.
+    """
+    held = spread[spread["n"] > 0]
+    labels = [f"{name}<br>n = {n:,}" for name, n in zip(np.asarray(names, dtype=object)[spread["n"] > 0], held["n"], strict=True)]
+    at = {name: axis.place(held[name]) for name in ("q05", "q25", "q50", "q75", "q95")}
+    figure = go.Figure(
+        go.Box(
+            x=labels, lowerfence=at["q05"], q1=at["q25"], median=at["q50"], q3=at["q75"], upperfence=at["q95"], marker_color=BLUE,
+            hoverinfo="skip",
+        )
+    )  # fmt: skip
+    told = [
+        f"{short(low)} … {short(middle)} … {short(high)}"
+        for low, middle, high in zip(held["q05"], held["q50"], held["q95"], strict=True)
+    ]
+    figure.add_scatter(
+        x=labels, y=at["q50"], mode="markers", marker={"opacity": 0, "size": 18}, customdata=told,
+        hovertemplate="%{x}: %{customdata}<extra></extra>",
+    )  # fmt: skip
+    ticks = axis.ticks()
+    figure.update_xaxes(title_text=x, type="category", fixedrange=True)
+    figure.update_yaxes(
+        title_text=y,
+        tickvals=[place for place, _ in ticks],
+        ticktext=[text for _, text in ticks],
+        range=[-0.02, 1.02],
+        fixedrange=True,
+    )
+    return _finished(figure, height=380)
+
+
+def points_figure(points: pd.DataFrame, *, x: str, y: str, name: str = "", select: bool = False) -> go.Figure:
+    """Points on a plane, one trace per group; beyond 5,000 of them a grid of counts instead.
+
+    Args:
+        points: columns x, y, label (what the pointer shows); perhaps value (number: a colour scale) or group (text: a colour each).
+        name: of the colour scale.
+        select: the points may be chosen with a lasso; each tells its row as `customdata`.
+    """
+    figure = go.Figure()
+    if len(points) > MANY_POINTS:
+        counts, xs, ys = np.histogram2d(points["x"], points["y"], bins=80)
+        figure.add_heatmap(
+            x=xs, y=ys, z=np.where(counts.T > 0, counts.T, np.nan), colorscale=SEQUENTIAL,
+            colorbar={"title": {"text": "n"}, "thickness": 12},
+            hovertemplate="n = %{z:,}<extra></extra>",
+        )  # fmt: skip
+    elif "value" in points:
+        figure.add_scattergl(
+            x=points["x"], y=points["y"], mode="markers", text=points["label"], customdata=list(range(len(points))),
+            hovertemplate="%{text}<extra></extra>",
+            marker={
+                "color": points["value"], "colorbar": {"title": {"text": name}, "thickness": 12}, "size": 8,
+                **{key.replace("z", "c", 1) if key.startswith("zm") else key: told for key, told in _colours(points["value"]).items()},
+                "line": {"width": 0.5, "color": GREY},
+            },
+        )  # fmt: skip
+    else:
+        for place, (group, part) in enumerate(points.groupby("group", observed=True, sort=False)):
+            figure.add_scattergl(
+                x=part["x"], y=part["y"], mode="markers", text=part["label"], customdata=part.index.tolist(), name=str(group),
+                hovertemplate="%{text}<extra></extra>",
+                marker={"size": 8, "color": GROUPS[place % len(GROUPS)], "symbol": SYMBOLS[place // len(GROUPS) % len(SYMBOLS)]},
+            )  # fmt: skip
+    figure.update_xaxes(title_text=x, fixedrange=True, zeroline=True)
+    figure.update_yaxes(title_text=y, fixedrange=True, zeroline=True)
+    figure = _finished(figure, height=460, dragmode="lasso" if select else False)
+    return figure.update_layout(showlegend=True, legend=ABOVE) if "value" not in points and len(points) <= MANY_POINTS else figure
 
 
 def grid_figure(grid: pd.DataFrame, values: str, *, x: str, y: str, name: str, chosen: tuple[Any, Any] | None = None) -> go.Figure:
@@ -231,13 +369,13 @@ def grid_figure(grid: pd.DataFrame, values: str, *, x: str, y: str, name: str, c
         texts[rows[row], columns[high]] = "" if len(columns) > READABLE else short(value) if of_groups else text
     figure = go.Figure(
         go.Heatmap(
-            z=shown, x=[marked(end) for end in columns], y=[marked(end) for end in rows], text=texts, texttemplate="%{text}",
+            z=shown, x=[literal(marked(end)) for end in columns], y=[literal(marked(end)) for end in rows], text=texts, texttemplate="%{text}",
             textfont={"color": INK, "size": 12}, hoverinfo="skip", xgap=2, ygap=2,
             colorbar={"title": {"text": name}, "thickness": 12}, **_colours(grid[values]),
         )
     )  # fmt: skip
     figure.add_scatter(
-        x=[marked(end) for end in grid["high"]], y=[marked(end) for end in grid["row"]], mode="markers",
+        x=[literal(marked(end)) for end in grid["high"]], y=[literal(marked(end)) for end in grid["row"]], mode="markers",
         marker={"symbol": "square", "size": 44, "opacity": 0}, customdata=list(range(len(grid))), text=words,
         hovertemplate="%{y} – %{x}: %{text}<extra></extra>", showlegend=False,
     )  # fmt: skip
@@ -261,6 +399,11 @@ def marked(end: Any) -> str:
     return end if isinstance(end, str) else f"{end:g}°"
 
 
+def literal(name: str) -> str:
+    """A name from the data as a chart's label: plotly reads tags and links in labels."""
+    return html.escape(name, quote=False)
+
+
 def clicked(selection: Any) -> int | None:
     """The row of the grid that was clicked, from what `widgets.chart` gives back."""
     points = selection["selection"]["points"] if selection else []
@@ -270,7 +413,9 @@ def clicked(selection: Any) -> int | None:
 def ranked_figure(ranked: pd.DataFrame, values: str, names: str, *, x: str) -> go.Figure:
     """One horizontal bar per example, strongest on top; the sign is told by side, symbol and colour."""
     signs = ["▲" if value >= 0 else "▼" for value in ranked[values]]
-    labels = [f"{sign} {rank}. {name}" for rank, (sign, name) in enumerate(zip(signs, ranked[names], strict=True), start=1)]
+    labels = [
+        f"{sign} {rank}. {literal(name)}" for rank, (sign, name) in enumerate(zip(signs, ranked[names], strict=True), start=1)
+    ]
     figure = go.Figure(
         go.Bar(
             x=ranked[values], y=labels, orientation="h", hovertemplate="%{y}: %{x:,.4g}<extra></extra>",
@@ -286,7 +431,9 @@ def contributions_figure(terms: npt.ArrayLike, names: Sequence[str], *, x: str, 
     """What each checkpoint adds to one influence: a bar each, in their order."""
     values = np.asarray(terms, dtype=float)
     colours = [BLUE if value >= 0 else RED for value in values]
-    figure = go.Figure(go.Bar(x=list(names), y=values, marker_color=colours, hovertemplate="%{x}: %{y:,.4g}<extra></extra>"))
+    figure = go.Figure(
+        go.Bar(x=[literal(name) for name in names], y=values, marker_color=colours, hovertemplate="%{x}: %{y:,.4g}<extra></extra>")
+    )
     figure.update_xaxes(type="category", title_text=x, fixedrange=True)
     figure.update_yaxes(title_text=y, fixedrange=True)
     return _finished(figure, height=220)

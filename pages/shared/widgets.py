@@ -20,7 +20,6 @@ from tracin_core.errors import JobFailedError, TracInError
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
 from tracin_core.scores.influence import top_share
-from tracin_core.scores.rollups import influence_grid
 from tracin_core.scores.view import View
 
 log = logging.getLogger(__name__)
@@ -222,15 +221,6 @@ def grid_in_words(cells: pd.DataFrame, statistic: str) -> str:
     low, high = cells.loc[cells[statistic].idxmin()], cells.loc[cells[statistic].idxmax()]
     told = [f"{plain(cell_label(cell['low'], cell['high']))} ({charts.short(cell[statistic])})" for cell in (low, high)]
     return t("grid.words", lowest=told[0], highest=told[1])
-
-
-def group_matrix(view: View) -> None:
-    """Which groups of training samples help or harm which groups of test samples, in the mean."""
-    st.subheader(t("groups.matrix"))
-    found = influence_grid(view, by="group", ends="first").rename(columns={"train_group": "low", "test_group": "high"})
-    cells = found.astype({"low": str, "high": str})
-    figure = charts.grid_figure(cells, "mean", x=t("groups.test"), y=t("groups.train"), name=t("statistic.mean"))
-    chart(figure, key="groups.matrix", alt=t("groups.matrix"))
 
 
 def quantile_table(quantiles: dict[float, float]) -> None:

@@ -57,6 +57,8 @@ class Manifest:
     cotangent: Cotangent = "score"
     outputs: int = 1
     columns: dict[str, str] = field(default_factory=dict)  # of the samples: the type of each
+    kind: Literal["kernels", "scores"] = "kernels"  # scores: imported from files of them, see `imports`
+    scores: dict[str, Any] = field(default_factory=dict)  # of an imported run: where its numbers are from, and their digest
 
     def kernel_keys(self, group: str) -> list[BlockKey]:
         """The blocks of one checkpoint: outputs, train x train and test x test (upper chunk triangles), test x train."""
@@ -153,6 +155,7 @@ class Run:
         self.id = self.manifest.id
         self.recipe = Recipe.from_dict(self.manifest.recipe)
         self.name = self.recipe.name
+        self.kind = self.manifest.kind
         self.simulated = self.recipe.simulated
         self.layers = list(self.manifest.layers)
         self.task = self.recipe.task.kind
@@ -230,6 +233,12 @@ class Run:
         if self.task == "ranking":
             return len(self.train_pairs), len(self.test_pairs)
         return len(self.splits["train"]), len(self.splits["validation"])
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The losses that a view of this task may take; whether the kernels leave the choice free is told by `view.what_ifs()`."""
+        known = {"ranking": LossName, "classification": LabelLossName, "regression": NumberLossName}
+        return tuple(get_args(known[self.task]))
 
     @cached_property
     def classes(self) -> dict[int, Any]:

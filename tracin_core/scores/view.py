@@ -11,13 +11,15 @@ import pandas as pd
 
 from tracin_core.errors import ViewError
 from tracin_core.recipe import Cotangent
-from tracin_core.scores.examples import PairExamples, SampleExamples, TestQuantity, density_tables
+from tracin_core.scores.examples import Examples, PairExamples, Rows, SampleExamples, TestQuantity, density_tables
+from tracin_core.scores.exclusions import BLOCK_CELLS
 from tracin_core.scores.influence import Array, Kernels, percentiles, require_known
 from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.relabel import relabel_effects
 from tracin_core.scores.sample_losses import SampleLoss
 from tracin_core.scores.selection import Selection
 
+Together = Literal["mean", "sum"]
 WHAT_IFS = (
     "checkpoints",
     "weights",
@@ -123,6 +125,129 @@ class View(Selection):
         )
         return self._explained(proponents, dot[:, 0], measured, test_id), self._explained(opponents, dot[:, 0], measured, test_id)
 
+    def top_tests(self, train_id: str, k: int = 20) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The k tests that a training example helped most, and the k that it harmed most, strongest first, equals in the order of ids.
+
+        Only tests on which it has an influence other than 0 are either. Columns: id, what names the test, influence (the view's measure),
+        percentile (the training example's mid-rank among all of them on that test), contributions (as in `top`).
+
+        Raises:
+            NotFoundError: no such training example.
+            ViewError: k is below 1.
+        """
+        if k < 1:
+            raise ViewError(f"The {k} strongest tests are none; choose at least 1.")
+        row = self.train_row(train_id)
+        terms = self._terms_on_tests(row)
+        dot = _summed_in_order(terms)
+        measured = self._measured_on_tests(row, dot)
+        signs = self._signs(dot, measured)
+        helped, harmed = (
+            strongest(self.test.table["id"], measured, k, ascending=ascending, among=np.flatnonzero(chosen))
+            for chosen, ascending in ((signs > 0, False), (signs < 0, True))
+        )
+        return self._told_of_tests(helped, row, terms, measured), self._told_of_tests(harmed, row, terms, measured)
+
+    def train_influence(self, train_id: str) -> Array:
+        """The view's measure of one training example on every test: [M].
+
+        Raises:
+            NotFoundError: no such training example.
+        """
+        row = self.train_row(train_id)
+        return self._measured_on_tests(row, _summed_in_order(self._terms_on_tests(row)))
+
+    def _terms_on_tests(self, row: int) -> Array:
+        """What each checkpoint and end of one training example adds to its dot influence on every test, weights included: [C, E, M]."""
+        ends, positions, kernel = self.test.ends, self.train.ends[row], self.kernels.test_train
+        coefficients, weighted = self.test.coefficients(), self._weighted(np.array([row]))[:, 0]
+        towards = np.zeros((len(kernel), len(positions), len(ends)))
+        for end in range(ends.shape[1]):
+            towards += coefficients[:, None, :, end] * kernel[:, ends[:, end]][:, :, positions].transpose(0, 2, 1)
+        return np.asarray(weighted[:, :, None] * towards)
+
+    def _measured_on_tests(self, row: int, dot: Array) -> Array:
+        """The measure of one training example on every test, from its dot influences; never more than a block of the table is held."""
+        if self.measure == "rank":
+            return np.concatenate([scores[row] for _, scores in self.blocks()])
+        step = max(1, BLOCK_CELLS // max(self.kernels.test_train[:, 0].size, 1))
+        rows = np.array([row])
+        places = [slice(start, start + step) for start in range(0, len(dot), step)]
+        return np.concatenate([self._measured(place, dot[None, place], rows)[0] for place in places])
+
+    def _told_of_tests(self, tests: npt.NDArray[np.int64], row: int, terms: Array, measured: Array) -> pd.DataFrame:
+        return (
+            self.test.table.iloc[tests][list(self.test.shown)]
+            .reset_index(drop=True)
+            .assign(
+                influence=measured[tests],
+                percentile=[float(percentiles_of(self._dot(slice(test, test + 1))[:, 0], np.array([row]))[0]) for test in tests],
+                contributions=pd.Series(terms.sum(axis=1).T[tests].tolist(), dtype=object),
+            )
+        )
+
+    def group_influence(self, tests: Sequence[str], how: Together = "mean") -> Array:
+        """The mean, or the sum, of the view's measure over the live ones of these tests: [N]. On a dead test every influence is 0.
+
+        Raises:
+            NotFoundError: no such test.
+            ViewError: none of them is live.
+        """
+        return self._over(self._live_of(tests), how)[1]
+
+    def top_of_group(self, tests: Sequence[str], k: int = 20, how: Together = "mean") -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The k strongest proponents and opponents of several tests together, by `group_influence`; columns and order as in `top`.
+
+        Raises:
+            NotFoundError, ViewError: as `group_influence`; or k is below 1.
+        """
+        if k < 1:
+            raise ViewError(f"The {k} strongest pairs are none; choose at least 1.")
+        live = self._live_of(tests)
+        towards, measured = self._over(live, how)
+        signs = self._incidence @ towards.ravel() if self.measure == "rank" else measured
+
+        def told(rows: npt.NDArray[np.int64]) -> pd.DataFrame:
+            terms = (self._weighted(rows) * towards[:, self.train.ends[rows]]).sum(axis=2).T
+            return self._named(rows, signs, measured, terms)
+
+        ids = self.train.table["id"]
+        return (
+            told(strongest(ids, measured, k, ascending=False, among=np.flatnonzero(signs > 0))),
+            told(strongest(ids, measured, k, ascending=True, among=np.flatnonzero(signs < 0))),
+        )
+
+    def _live_of(self, tests: Sequence[str]) -> npt.NDArray[np.int64]:
+        asked = np.unique([self.test_row(test) for test in tests]).astype(np.int64)
+        live = np.intersect1d(asked, self._live_tests())
+        if live.size == 0:
+            raise ViewError(
+                f"None of the {len(asked)} test {self.test.noun}s chosen is live, so nothing has influence on them; choose others."
+            )
+        return live
+
+    def _over(self, live: npt.NDArray[np.int64], how: Together) -> tuple[Array, Array]:
+        """sum_f K_c a_f over these tests [C, n], and the measure over them [N]; both divided by their number for a mean.
+
+        A sum of products is the product with a sum, so that no table of these tests is made for the measure dot.
+        """
+        require_known("way to take tests together", how, get_args(Together))
+        kernel, share = self.kernels.test_train, 1 / live.size if how == "mean" else 1.0
+        parts = self.test.incidence(np.full(len(kernel), share), kernel.shape[1])[live].sum(axis=0).reshape(len(kernel), -1)
+        towards = np.stack([part @ own for part, own in zip(parts, kernel, strict=True)])
+        if self.measure == "dot":
+            return towards, np.asarray(self._incidence @ towards.ravel())
+        total = np.zeros(len(self.train))
+        step = max(1, BLOCK_CELLS // max(len(self.train), 1))
+        for start in range(0, live.size, step):
+            place: Rows = live[start : start + step]
+            total += self._measured(place, self._dot(place)).sum(axis=1)
+        return towards, total * share
+
+    def _weighted(self, rows: npt.NDArray[np.int64]) -> Array:
+        """w_c a_c of these training examples: [C, rows, E]."""
+        return np.asarray(self.checkpoint_weights[:, None, None] * self.train.coefficients(rows))
+
     def count(self, test_id: str, side: Literal["proponents", "opponents"]) -> int:
         """How many training examples are proponents, or opponents, of a test at all."""
         place = self._place(test_id)
@@ -135,13 +260,15 @@ class View(Selection):
         return measured if self.measure == "cosine_mean" else dot
 
     def _explained(self, rows: npt.NDArray[np.int64], dot: Array, measured: Array, test: str) -> pd.DataFrame:
-        terms = self._terms(rows, test)
+        return self._named(rows, dot, measured, self._terms(rows, test))
+
+    def _named(self, rows: npt.NDArray[np.int64], ranked: Array, measured: Array, terms: Array) -> pd.DataFrame:
         return (
             self.train.table.iloc[rows][list(self.train.shown)]
             .reset_index(drop=True)
             .assign(
                 influence=measured[rows],
-                percentile=percentiles_of(dot, rows),
+                percentile=percentiles_of(ranked, rows),
                 self_influence=self._own_train[rows],
                 contributions=pd.Series(terms.tolist(), dtype=object),
             )
@@ -153,6 +280,7 @@ class View(Selection):
         *,
         ascending: bool = False,
         cell: tuple[Any, Any] | None = None,
+        among: npt.NDArray[np.bool_] | None = None,
         k: int | None = None,
     ) -> pd.DataFrame:
         """The training examples by one value each, highest first (or lowest), equals by id, undefined values last.
@@ -161,10 +289,11 @@ class View(Selection):
 
         Args:
             cell: only pairs of this unordered angle pair, or samples of this group (twice), as `angle_grid` names them.
+            among: only these examples, [N]; None: all. Percentiles stay those among all.
             k: only so many, and none whose value is NaN; None: all.
         """
         given = self._one_each(values)
-        if k is not None and cell is None:
+        if k is not None and cell is None and among is None:
             rows = strongest(self.train.table["id"], given, k, ascending=ascending)
             return (
                 self.train.table.iloc[rows].assign(score=given[rows], percentile=percentiles_of(given, rows)).reset_index(drop=True)
@@ -172,11 +301,10 @@ class View(Selection):
         place = np.full(given.shape, np.nan)
         place[~np.isnan(given)] = percentiles(given[~np.isnan(given), None])[:, 0]
         table = self.train.table.assign(score=given, percentile=place)
-        if cell is not None and isinstance(self.train, SampleExamples):
-            table = table[table["group"].astype(str) == cell[0]]
-        elif cell is not None:
-            low, high = table[["angle1", "angle2"]].min(axis=1), table[["angle1", "angle2"]].max(axis=1)
-            table = table[(low == cell[0]) & (high == cell[1])]
+        if among is not None:
+            table = table[among]
+        if cell is not None:
+            table = table[in_cell(self.train, cell)]
         ordered = table.sort_values(["score", "id"], ascending=[ascending, True], ignore_index=True)
         return ordered if k is None else ordered.dropna(subset="score").head(k)
 
@@ -236,14 +364,47 @@ class View(Selection):
         Where the examples are samples: per group of them (`with_groups`), which is low and high both.
         """
         given = self._one_each(values)
-        table = self.train_pairs
-        if isinstance(self.train, SampleExamples):
-            low = high = table["group"]
-        else:
-            low, high = table[["angle1", "angle2"]].min(axis=1), table[["angle1", "angle2"]].max(axis=1)
-        frame = pd.DataFrame({"low": low, "high": high, "value": given})
+        frame = cells_of(self.train).assign(value=given)
         cells = frame.groupby(["low", "high"], observed=True)["value"].agg(n="count", mean="mean", median="median").reset_index()
         return cells.astype({"low": str, "high": str}) if isinstance(self.train, SampleExamples) else cells
+
+    def test_cells(self) -> pd.DataFrame:
+        """Per unordered angle pair of the test pairs, or group of test samples: low, high (as `angle_grid`), n, live."""
+        frame = cells_of(self.test).assign(live=~self.dead_tests)
+        cells = frame.groupby(["low", "high"], observed=True)["live"].agg(n="count", live="sum").reset_index()
+        return cells.astype({"low": str, "high": str}) if isinstance(self.test, SampleExamples) else cells
+
+    def tests_in(self, cell: tuple[Any, Any] | None) -> list[str]:
+        """The ids of the tests of this cell, as `test_cells` names it; None: of all tests."""
+        return self.test.table["id"][in_cell(self.test, cell)].tolist()
+
+    def train_in(self, cell: tuple[Any, Any] | None) -> list[str]:
+        """The ids of the training examples of this cell, as `angle_grid` names it; None: of all of them."""
+        return self.train.table["id"][in_cell(self.train, cell)].tolist()
+
+
+def cells_of(examples: Examples) -> pd.DataFrame:
+    """Low and high of each example: its unordered angle pair in degrees, or the group that a sample is in, twice."""
+    if isinstance(examples, SampleExamples):
+        return pd.DataFrame({"low": examples.table["group"], "high": examples.table["group"]})
+    angles = examples.table[["angle1", "angle2"]]
+    return pd.DataFrame({"low": angles.min(axis=1), "high": angles.max(axis=1)})
+
+
+def in_cell(examples: Examples, cell: tuple[Any, Any] | None) -> npt.NDArray[np.bool_]:
+    """Which examples are of this cell; all of them where it is None."""
+    if cell is None:
+        return np.ones(len(examples), dtype=bool)
+    own = cells_of(examples).astype(str) if isinstance(examples, SampleExamples) else cells_of(examples)
+    return np.asarray((own["low"] == cell[0]) & (own["high"] == cell[1]), dtype=bool)
+
+
+def _summed_in_order(terms: Array) -> Array:
+    """The dot influence of terms [C, E, M]: [M], added in the order in which `influence` adds them, so that both have one sign."""
+    total = np.zeros(terms.shape[2])
+    for term in terms.reshape(-1, terms.shape[2]):
+        total += term
+    return total
 
 
 def with_groups(train: pd.DataFrame, test: pd.DataFrame, target: str, *, of_label: bool) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -1,0 +1,157 @@
+"""How scores are spread within groups and parts: against a loop over the examples; and the pages that show it."""
+
+from collections.abc import Callable, Iterator
+
+import lab
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from streamlit.testing.v1 import AppTest
+from test_pages import Studio, said, texts_of, viewer
+
+from pages.shared import spread
+from pages.shared.i18n import LANGUAGES
+from tracin_core import charts
+from tracin_core.records.runs import Run
+from tracin_core.records.workspace import open_workspace
+from tracin_core.scores.spread import group_spread
+from tracin_core.scores.view import View
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    place = open_workspace(tmp_path_factory.mktemp("studio"))
+    recordings = lab.make_recordings(place.root / "recordings" / "small")
+    run = place.compute(lab.recipe_for(recordings, lab.train_small(recordings, place.root / "trainings" / "small")))
+    assert isinstance(run, Run)
+    yield Studio(place, run)
+    lab.stop_worker(place)
+
+
+@pytest.fixture
+def look(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
+    return viewer(studio.place.root, monkeypatch)
+
+
+@given(st.integers(2, 12), st.integers(0, 40), st.integers(0, 2**32 - 1), st.sampled_from(["both", "first", "own"]))
+@settings(max_examples=60, deadline=None)
+def test_quantiles_of_groups_are_those_of_a_loop(samples: int, pairs: int, seed: int, ends: str) -> None:
+    generator = np.random.default_rng(seed)
+    table = pd.DataFrame({"id": [f"s{i}" for i in range(samples)], "kind": generator.integers(0, 3, samples)})
+    drawn = pd.DataFrame(generator.integers(0, samples, (pairs, 2)), columns=["first", "second"]).assign(
+        kind=lambda t: t["first"] % 2
+    )
+    values = np.where(generator.random(pairs) < 0.2, np.nan, generator.normal(size=pairs))
+    found = group_spread(values, drawn, table, by="kind", ends=ends)  # type: ignore[arg-type]
+    for _, row in found.iterrows():
+        held = []
+        for value, (_, pair) in zip(values, drawn.iterrows(), strict=True):
+            kinds = {
+                "own": {pair["kind"]},
+                "first": {table["kind"][pair["first"]]},
+                "both": {table["kind"][pair["first"]], table["kind"][pair["second"]]},
+            }[ends]
+            if row["group"] in kinds:
+                held.append(value)
+        known = [value for value in held if not np.isnan(value)]
+        assert (row["n"], row["undefined"]) == (len(known), len(held) - len(known))
+        if known:
+            np.testing.assert_allclose(
+                row[["mean", "q05", "q50", "q95"]].to_numpy(dtype=float), [np.mean(known), *np.quantile(known, [0.05, 0.5, 0.95])]
+            )
+        else:
+            assert np.isnan(row["q50"])
+
+
+def test_a_line_over_a_histogram_is_on_its_axis() -> None:
+    one, other = np.array([-3.0, -1, 0, 2, 5]), np.array([0.0, 0, 40])
+    axis = charts.common_axis(one, other)
+    first, second = charts.histogram(one, axis=axis), charts.histogram(other, axis=axis)
+    assert (axis.low, axis.high) == (-3, 40)
+    assert (first.total, second.total, second.zeros) == (5, 3, 2)
+    figure = charts.histogram_figure(first, x="x", y="y", zeros="0", over=("other", second), name="one")
+    assert [trace.name for trace in figure.data if trace.showlegend is not False] == ["one", "other"]
+    share = charts.cumulative_figure({"one": first, "other": second}, x="x", y="y")
+    for trace, values in zip(share.data, (one, other), strict=True):
+        edges = first.edges[1:-1]  # the last edge is its own rounding away from the highest score
+        np.testing.assert_allclose(trace.y[:-1], [(values <= edge).mean() for edge in edges])
+        assert trace.y[-1] == 1
+
+
+@pytest.mark.parametrize("count", [20, charts.MANY_POINTS + 1])
+def test_many_points_are_counted_instead_of_drawn(count: int) -> None:
+    generator = np.random.default_rng(0)
+    points = pd.DataFrame(generator.normal(size=(count, 3)), columns=["x", "y", "value"]).assign(label="p")
+    figure = charts.points_figure(points, x="x", y="y")
+    drawn = figure.data[0]
+    if count > charts.MANY_POINTS:
+        assert drawn.type == "heatmap"
+        assert np.nansum(drawn.z) == count
+    else:
+        assert list(drawn.customdata) == list(range(count))
+
+
+# ---- pages ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("which", spread.LOOKS)
+def test_every_look_is_shown(look: Callable[..., AppTest], studio: Studio, which: str, language: str) -> None:
+    test = look("distribution", lang=language, look=which)
+    assert not (test.exception or test.error or test.warning)
+    assert test.header[0].value == said(language, "page.distribution")
+    assert len(test.dataframe) >= 1
+
+
+def test_a_part_is_what_is_shown(look: Callable[..., AppTest], studio: Studio) -> None:
+    view: View = studio.run.view()
+    test = look("distribution", only="angle", **{"is": "36"})
+    assert not test.error
+    touching = view.train_pairs[["angle1", "angle2"]].eq(36).any(axis=1)
+    assert f"{int(touching.sum())} " in texts_of(test)
+    expected = view.ranked(view.self_influence(), among=touching.to_numpy())
+    assert test.dataframe[1].value["id"].tolist() == expected["id"].head(20).tolist()
+    assert expected["percentile"].max() <= view.ranked(view.self_influence())["percentile"].max()
+
+
+def test_a_part_that_is_not_there_is_said_not_to_be(look: Callable[..., AppTest]) -> None:
+    told = look("distribution", only="colour").warning[0].value.replace("\\", "")
+    assert "only = colour" in told
+
+
+def test_another_loss_is_laid_over(look: Callable[..., AppTest], studio: Studio) -> None:
+    test = look("distribution", over="loss:logistic")
+    assert not (test.error or test.warning)
+    assert "logistic" in texts_of(test)
+
+
+def test_the_share_of_a_cell_is_that_of_its_pairs(look: Callable[..., AppTest], studio: Studio) -> None:
+    view: View = studio.run.view()
+    own = view.self_influence()
+    line = float(f"{np.quantile(own, 0.95):.3g}")
+    test = look("angles", statistic="share")
+    assert not (test.error or test.warning)
+    assert charts.short(line) in texts_of(test)
+    cells = view.angle_grid((own > line).astype(float))
+    highest = cells.loc[cells["mean"].idxmax()]
+    assert f"({charts.short(highest['mean'])})" in texts_of(test).replace("\\", "")
+
+
+@pytest.mark.parametrize("column", ["angle", "gap", "sequence"])
+def test_training_groups_onto_test_groups(look: Callable[..., AppTest], studio: Studio, column: str) -> None:
+    test = look("angles", grid="onto", by=column)
+    assert not (test.error or test.warning)
+    table = test.dataframe[0].value
+    assert table["mean"].is_monotonic_increasing
+    if column == "angle":
+        view: View = studio.run.view()
+        row = table.iloc[0]
+        low, high = ([int(part.strip(" °")) for part in row[end].split("–")] for end in ("low", "high"))
+        train, tests = (
+            (pairs[["angle1", "angle2"]].min(axis=1).eq(end[0]) & pairs[["angle1", "angle2"]].max(axis=1).eq(end[1])).to_numpy()
+            for pairs, end in ((view.train_pairs, low), (view.test_pairs, high))
+        )
+        live = tests & ~view.dead_tests
+        assert row["mean"] == pytest.approx(view.influence()[train][:, live].mean())
