@@ -16,7 +16,7 @@ from tracin_core.records.runs import Run
 if TYPE_CHECKING:
     from tracin_core.records.workspace import Workspace
 
-__all__ = ["LANGUAGES", "report_html", "report_markdown", "write_report"]
+__all__ = ["LANGUAGES", "file_name", "report_html", "report_markdown", "write_report"]
 
 
 def report_html(run: Run, language: str = "en", *, place: "Workspace | None" = None) -> str:
@@ -35,6 +35,11 @@ def report_html(run: Run, language: str = "en", *, place: "Workspace | None" = N
 def report_markdown(run: Run, language: str = "en", *, place: "Workspace | None" = None) -> str:
     """The same report as Markdown: its sentences and tables, and each chart in words. Arguments and errors as `report_html`."""
     return as_markdown(document(run, language, place))
+
+
+def file_name(run: Run, ending: str) -> str:
+    """What to call the report of a run: its data, its id, and SIMULATED where they are."""
+    return f"{'SIMULATED_' if run.simulated else ''}{run.recipe.data.stem}_{run.id}_report{ending}"
 
 
 FORMATS: Final = {".html": report_html, ".md": report_markdown}

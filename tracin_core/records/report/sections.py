@@ -14,7 +14,7 @@ from PIL import Image
 
 from tracin_core import __version__, charts
 from tracin_core.charts import marked, short
-from tracin_core.errors import TracInError
+from tracin_core.errors import ViewError
 from tracin_core.records.report import decisions, facts, sentences
 from tracin_core.records.report.blocks import Block, Case, Chart, Code, Document, Picture, Pictures, Section, Table, Text
 from tracin_core.records.report.rendering import data_url
@@ -108,7 +108,7 @@ def section(name: str, write: Callable[[Subject], list[Block]], subject: Subject
     """The section, or the reason why this run has none."""
     try:
         blocks = write(subject)
-    except TracInError as refusal:
+    except ViewError as refusal:
         blocks = [Text(subject.words("refused", reason=str(refusal)))]
     return Section(name, subject.words(f"section.{name}"), tuple(blocks))
 
