@@ -36,7 +36,7 @@ def drawn(page: Page, url: str) -> Iterator[Page]:
 def said(page: Page) -> tuple[float, int, int]:
     """Threshold, pairs and samples, as the sentence above the bars says them."""
     words = page.locator(".drag .count").inner_text()
-    numbers = re.fullmatch(r"Below (\S+): (\d+) of 60 pairs \([\d.]+ %\), (\d+) recordings", words)
+    numbers = re.fullmatch(r"(?:Below|Above) (\S+): (\d+) of 60 pairs \([\d.]+ %\), (\d+) recordings", words)
     assert numbers, words
     return float(numbers[1]), int(numbers[2]), int(numbers[3])
 
@@ -44,6 +44,20 @@ def said(page: Page) -> tuple[float, int, int]:
 def is_exact(page: Page) -> bool:
     threshold, pairs, samples = said(page)
     return pairs == int((threshold > SCORES).sum()) and samples == 2 * pairs
+
+
+def cells_said(page: Page) -> list[tuple[int, int]]:
+    """Lost and all, of each cell of the grid, row by row."""
+    told = page.locator(".drag td.cell").all_inner_texts()
+    return [tuple(int(number) for number in text.removeprefix("\u26a0 ").split("/")) for text in told]  # type: ignore[misc]
+
+
+def cells_are_exact(page: Page) -> bool:
+    """By hand: every third pair is of the same cell."""
+    threshold = said(page)[0]
+    lost = [int((scores < threshold).sum()) for scores in (SCORES[0::3], SCORES[1::3], SCORES[2::3])]
+    half = page.locator(".drag td.cell.half").count()
+    return cells_said(page) == [(count, 20) for count in lost] and half == sum(2 * count > 20 for count in lost)
 
 
 def server_said(page: Page) -> Locator:
@@ -60,14 +74,20 @@ def test_dragging_counts_without_the_server_which_hears_of_it_once(drawn: Page) 
     assert said(drawn) == (-10.0, 40, 80)
     move_to(drawn, 0.8)
     drawn.mouse.down()
-    seen = []
+    requests: list[str] = []
+    drawn.on("request", lambda request: requests.append(request.url))
+    seen, cells = [], []
     for share in np.linspace(0.75, 0.2, 12):
         move_to(drawn, share)
         assert is_exact(drawn)
+        assert cells_are_exact(drawn)
         seen.append(said(drawn)[1])
+        cells.append(cells_said(drawn))
+    assert len({str(told) for told in cells}) > 8
     assert seen == sorted(seen, reverse=True)
     assert seen[0] - seen[-1] > 20
     drawn.wait_for_timeout(500)
+    assert requests == []
     expect(server_said(drawn)).to_have_text("runs: 1, threshold: -10")
 
     let_go = said(drawn)
@@ -106,6 +126,31 @@ def test_the_number_and_the_line_are_one_threshold(drawn: Page) -> None:
     idle(drawn)
     slider.press("ArrowRight")
     expect(server_said(drawn)).to_have_text("runs: 5, threshold: -10.5")
+
+
+def test_the_cells_are_a_table_with_the_worst_of_them_in_words(drawn: Page) -> None:
+    table = drawn.get_by_role("table")
+    assert table.get_by_role("columnheader").all_inner_texts() == ["36\u00b0", "72\u00b0"]
+    assert table.get_by_role("rowheader").all_inner_texts() == ["0\u00b0", "36\u00b0"]
+    assert cells_are_exact(drawn)
+    lost = [told for told, _ in cells_said(drawn)]
+    names = ["0° \u2013 36°", "0° \u2013 72°", "36° \u2013 72°"]
+    worst = names[lost.index(max(lost))]
+    expect(drawn.locator(".drag .worst")).to_contain_text(f"{worst}, {max(lost)} of 20 lost")
+
+
+def test_above_a_threshold_everything_is_mirrored(page: Page, url: str) -> None:
+    """The scores' sizes with the rule that chooses above: the same counts at the mirrored threshold."""
+    visit(page, f"{url}/?above=1")
+    assert said(page) == (10.0, 40, 80)
+    expect(page.locator(".drag rect.excluded")).to_have_count(40)
+    slider = page.get_by_role("slider", name="Threshold")
+    for _ in range(4):
+        slider.press("ArrowRight")
+    threshold, pairs, samples = said(page)
+    assert (pairs, samples) == (int((threshold < -SCORES).sum()), 2 * pairs)
+    assert cells_said(page) == [(int((-SCORES[place::3] > threshold).sum()), 20) for place in range(3)]
+    expect(server_said(page)).to_have_text(f"runs: 2, threshold: {threshold:g}")
 
 
 def test_bars_left_of_the_line_are_the_excluded_ones_and_words_stand_out(drawn: Page) -> None:

@@ -1,7 +1,57 @@
-// Draws the bars once, then only moves the line, recolours bars and rewrites the counts while the threshold is dragged.
+// Draws bars and cells once, then only moves the line, recolours and rewrites the counts while the threshold is dragged.
 // Every number comes from the tables in `data`; the server hears of the threshold once, when it is let go.
 
 const KEYBOARD_PAUSE_MS = 300; // arrow keys fire one `change` each; a held key is one move
+const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+// The counts behind the letters of their increases: five bits a letter, lowest first, 32 added where another follows.
+function unpacked(text, falling) {
+  const counts = [];
+  let count = 0;
+  let scale = 1;
+  for (const letter of text) {
+    const part = LETTERS.indexOf(letter);
+    count += scale * (part % 32);
+    scale *= 32;
+    if (part < 32) {
+      counts.push(count);
+      scale = 1;
+    }
+  }
+  return falling ? counts.reverse() : counts;
+}
+
+function element(name, text = "", attributes = {}) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  Object.entries(attributes).forEach(([key, value]) => made.setAttribute(key, value));
+  return made;
+}
+
+// One row per smaller angle and one column per larger; or one row per group. Gives back the data cells in the order of `cells`.
+function drawCells(table, cells) {
+  const distinct = (place) => [...new Set(cells.map((cell) => cell[place]))];
+  const ofGroups = cells.every(([row]) => row === "");
+  const [columns, rows] = ofGroups ? [[], distinct(1)] : [distinct(1), distinct(0)];
+  const made = cells.map(() => element("td", "", { class: "cell" }));
+  const order = (names) => (ofGroups ? names : names.sort((one, other) => parseFloat(one) - parseFloat(other)));
+  order(columns);
+  order(rows);
+  const head = element("tr");
+  head.append(element("td"), ...columns.map((name) => element("th", name, { scope: "col" })));
+  table.classList.toggle("groups", ofGroups);
+  table.querySelector("thead").replaceChildren(...(ofGroups ? [] : [head]));
+  table.querySelector("tbody").replaceChildren(
+    ...rows.map((name) => {
+      const row = element("tr");
+      const at = (column) => cells.findIndex((cell) => (ofGroups ? cell[1] === name : cell[0] === name && cell[1] === column));
+      row.append(element("th", name, { scope: "row" }));
+      row.append(...(ofGroups ? [made[at()]] : columns.map((column) => made[at(column)] ?? element("td"))));
+      return row;
+    }),
+  );
+  return made;
+}
 
 export default function ({ parentElement, data, setTriggerValue }) {
   const find = (name) => parentElement.querySelector("." + name);
@@ -10,6 +60,26 @@ export default function ({ parentElement, data, setTriggerValue }) {
   const formatScore = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 6 }).format;
   const fill = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole));
   const last = data.thresholds.length - 1;
+  const [pairs, samples] = [data.pairs, data.samples].map((text) => unpacked(text, data.above));
+  const cells = data.cells.map(([row, column, name, n, text]) => ({ name, n, lost: unpacked(text, data.above) }));
+  const boxes = drawCells(parentElement.querySelector("table"), data.cells);
+  parentElement.querySelector("caption").textContent = data.labels.cells;
+  find("cells").hidden = cells.length === 0;
+
+  const showCells = (step) => {
+    let [worst, share, halved] = [null, 0, 0];
+    cells.forEach((cell, i) => {
+      const lost = cell.lost[step];
+      const half = 2 * lost > cell.n;
+      halved += half;
+      if (lost / cell.n > share) [worst, share] = [cell, lost / cell.n];
+      boxes[i].textContent = (half ? "\u26a0 " : "") + format(lost) + "/" + format(cell.n);
+      boxes[i].style.setProperty("--lost", 45 * (lost / Math.max(cell.n, 1)) + "%");
+      boxes[i].classList.toggle("half", half);
+    });
+    const told = worst && { cell: worst.name, lost: format(worst.lost[step]), n: format(worst.n), halved: format(halved) };
+    find("worst").textContent = worst ? fill(data.labels.worst, told) : data.labels.none_lost;
+  };
 
   const bars = data.bars.map(([left, right, count]) => {
     const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
@@ -40,10 +110,10 @@ export default function ({ parentElement, data, setTriggerValue }) {
   const show = (step) => {
     const values = {
       threshold: formatScore(data.thresholds[step]),
-      count: format(data.pairs[step]),
+      count: format(pairs[step]),
       total: format(data.total),
-      percent: ((100 * data.pairs[step]) / Math.max(data.total, 1)).toFixed(1),
-      samples: format(data.samples[step]),
+      percent: ((100 * pairs[step]) / Math.max(data.total, 1)).toFixed(1),
+      samples: format(samples[step]),
     };
     const place = data.places[step];
     const sentence = fill(data.labels.count, values);
@@ -53,7 +123,11 @@ export default function ({ parentElement, data, setTriggerValue }) {
     find("flag").textContent = values.threshold;
     line.style.left = 100 * place + "%";
     line.classList.toggle("far", place > 0.8);
-    bars.forEach((bar, i) => bar.classList.toggle("excluded", (data.bars[i][0] + data.bars[i][1]) / 2 < place));
+    bars.forEach((bar, i) => {
+      const middle = (data.bars[i][0] + data.bars[i][1]) / 2;
+      bar.classList.toggle("excluded", data.above ? middle > place : middle < place);
+    });
+    showCells(step);
     root.dataset.step = step;
   };
 

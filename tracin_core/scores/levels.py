@@ -17,6 +17,7 @@ from tracin_core.errors import ViewError
 from tracin_core.scores.exclusions import MAD_TO_SIGMA, PairMode, count_below, first_of_each
 from tracin_core.scores.influence import Array
 from tracin_core.scores.selection import Selection, SuspectScore
+from tracin_core.scores.view import View
 
 Rows = npt.NDArray[np.int64]
 
@@ -147,3 +148,27 @@ def robust_line(values: npt.ArrayLike, z: float) -> float:
             f"quantile or a score."
         )
     return median + z * MAD_TO_SIGMA * deviation
+
+
+def cells_of(view: View) -> tuple[pd.DataFrame, Rows]:
+    """The cells of `View.angle_grid` (low, high, n), and the cell of each training example: [N]."""
+    grid = view.angle_grid(np.zeros(len(view.train)))[["low", "high", "n"]]
+    table = view.train.table
+    if view.train.members.shape[1] == 1:
+        return grid, pd.Index(grid["low"]).get_indexer(pd.Index(table["group"].astype(str))).astype(np.int64)
+    ends = table[["angle1", "angle2"]].to_numpy()
+    found = pd.MultiIndex.from_frame(grid[["low", "high"]]).get_indexer(
+        pd.MultiIndex.from_arrays([ends.min(axis=1), ends.max(axis=1)])
+    )
+    return grid, found.astype(np.int64)
+
+
+def fewer_cells(grid: pd.DataFrame, cells: Rows, most: int, rest: str) -> tuple[pd.DataFrame, Rows]:
+    """At most so many cells: the largest, in their order, and one for the rest, whose low and high are this name."""
+    if len(grid) <= most:
+        return grid, cells
+    large = np.sort(grid["n"].to_numpy().argsort(kind="stable")[::-1][: most - 1])
+    place = np.full(len(grid), most - 1, dtype=np.int64)
+    place[large] = np.arange(most - 1)
+    other = pd.DataFrame({"low": [rest], "high": [rest], "n": [int(grid["n"].sum() - grid["n"].iloc[large].sum())]})
+    return pd.concat([grid.iloc[large], other], ignore_index=True), place[cells]
