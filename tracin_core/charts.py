@@ -25,7 +25,7 @@ SIGNED_SCALES: Final[tuple[Scale, ...]] = ("asinh", "linear")
 BLUE, RED, GREY, AMBER = "#5b8db8", "#d1495b", "#8a8f98", "#d98c1f"
 GROUPS: Final = ("#5b8db8", "#d98c1f", "#4f9d69", "#a06cb5", "#d1495b", "#8a8f98", "#3a9ea5", "#b07d62")
 SYMBOLS: Final = ("circle", "diamond", "square", "cross")  # where there are more groups than colours
-MANY_POINTS: Final = 5_000
+MANY_POINTS: Final = 2_000  # drawn one by one, without WebGL, which not every browser has
 ABOVE: Final = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "left", "x": 0.0}
 READABLE = 12  # columns of a grid that leave room for words in its cells
 INK: Final = "#14202b"  # on every colour of the two scales below, at least 4.5 : 1
@@ -313,7 +313,7 @@ def boxes_figure(spread: pd.DataFrame, names: Sequence[str], axis: Axis, *, x: s
 
 
 def points_figure(points: pd.DataFrame, *, x: str, y: str, name: str = "", select: bool = False) -> go.Figure:
-    """Points on a plane, one trace per group; beyond 5,000 of them a grid of counts instead.
+    """Points on a plane, one trace per group; beyond 2,000 of them a grid of counts instead.
 
     Args:
         points: columns x, y, label (what the pointer shows); perhaps value (number: a colour scale) or group (text: a colour each).
@@ -329,7 +329,7 @@ def points_figure(points: pd.DataFrame, *, x: str, y: str, name: str = "", selec
             hovertemplate="n = %{z:,}<extra></extra>",
         )  # fmt: skip
     elif "value" in points:
-        figure.add_scattergl(
+        figure.add_scatter(
             x=points["x"], y=points["y"], mode="markers", text=points["label"], customdata=list(range(len(points))),
             hovertemplate="%{text}<extra></extra>",
             marker={
@@ -340,7 +340,7 @@ def points_figure(points: pd.DataFrame, *, x: str, y: str, name: str = "", selec
         )  # fmt: skip
     else:
         for place, (group, part) in enumerate(points.groupby("group", observed=True, sort=False)):
-            figure.add_scattergl(
+            figure.add_scatter(
                 x=part["x"], y=part["y"], mode="markers", text=part["label"], customdata=part.index.tolist(), name=str(group),
                 hovertemplate="%{text}<extra></extra>",
                 marker={"size": 8, "color": GROUPS[place % len(GROUPS)], "symbol": SYMBOLS[place // len(GROUPS) % len(SYMBOLS)]},
@@ -386,7 +386,7 @@ def grid_figure(grid: pd.DataFrame, values: str, *, x: str, y: str, name: str, c
         )
     figure.update_xaxes(type="category", title_text=x, side="top", showgrid=False, fixedrange=True)
     figure.update_yaxes(type="category", title_text="" if of_groups else y, autorange="reversed", showgrid=False, fixedrange=True)
-    return _finished(figure, height=200 if of_groups else 440)
+    return _finished(figure, height=200 if of_groups else max(440, 160 + 26 * len(rows)))
 
 
 def in_order(ends: pd.Series) -> list[Any]:

@@ -159,7 +159,7 @@ def gradient_map(run: Run, view: View, score: str, scale: charts.Scale, part: Pa
     if points.empty:
         widgets.nothing_matches(t("gallery.empty"))
         return
-    st.markdown(f":small[{plain(placed.attrs['settings'])} {t('map.why')}]")
+    st.markdown(f":small[{t(f'map.{method}.told', n=len(view.train))} {t('map.why')}]")
     figure = charts.points_figure(
         points, x=placed.attrs["axes"][0], y=placed.attrs["axes"][1], name=t(f"score.{score}"), select=few(view)
     )
@@ -185,7 +185,7 @@ def select(figure: Any, *, key: str, alt: str) -> list[int]:
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def _placed(path: str, run_id: str, digest: str, method: str, _view: View) -> pd.DataFrame:
-    """Where each training example lies: x, y; in `attrs` the axes and the settings in words."""
+    """Where each training example lies: x, y; in `attrs` what to write at the axes."""
     kernels, weights = _view.kernels.train_train, _view.checkpoint_weights
     if method == "tsne":
         kernel = example_kernel(_view.train, kernels, weights)
@@ -193,7 +193,7 @@ def _placed(path: str, run_id: str, digest: str, method: str, _view: View) -> pd
     else:
         found = example_pca(_view.train, kernels, weights)
     placed = pd.DataFrame(found.coordinates, columns=["x", "y"])
-    placed.attrs = {"axes": list(found.axes), "settings": found.settings}
+    placed.attrs = {"axes": list(found.axes)}
     return placed
 
 
