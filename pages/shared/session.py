@@ -63,8 +63,17 @@ def selected_run() -> Run:
     run_id = st.session_state.get("run")
     if not run_id:
         raise NothingYet
-    run = workspace().run(run_id)
-    return _loaded(workspace_path(), run.id, run.digest, run)
+    return run(run_id)
+
+
+def run(run_id: str) -> Run:
+    """The finished run with this id; its kernels are loaded once.
+
+    Raises:
+        NotFoundError: it is not in this workspace.
+    """
+    found = workspace().run(run_id)
+    return _loaded(workspace_path(), found.id, found.digest, found)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
