@@ -454,6 +454,94 @@ def test_equal_influences_are_ordered_by_id_on_both_sides() -> None:
         assert all(names == sorted(names) for names in tied)
 
 
+@FEW
+@given(case=CASES, loss=SETTINGS, k=st.integers(1, 12), measure=st.sampled_from(get_args(influence.Measure)))
+def test_top_tests_reads_a_row_of_the_table(case: Case, loss: PairLoss, k: int, measure: Any) -> None:
+    """Which tests a training pair helped or harmed: the whole table's row, sorted by hand; places and checkpoints are each test's own."""
+    view, plain = case.view(loss, measure=measure), case.view(loss)
+    table, dot = view.influence(), plain.influence()
+    ids, pair = view.test_pairs["id"].tolist(), view.train_pairs["id"].iloc[3]
+    np.testing.assert_allclose(view.train_influence(pair), table[3], **FLOAT64)
+    np.testing.assert_array_equal(plain.train_influence(pair), dot[3])
+    signs = table if measure == "cosine_mean" else dot
+    for listed, sign in zip(view.top_tests(pair, k), (1, -1), strict=True):
+        chosen = [column for column in range(len(ids)) if sign * signs[3, column] > 0 and not np.isnan(table[3, column])]
+        np.testing.assert_allclose(listed["influence"], sorted((table[3, chosen]), key=lambda value: -sign * value)[:k], **FLOAT64)
+        assert len(listed) == min(k, len(chosen))
+        assert list(listed.columns) == [name for name in TOP_COLUMNS if name != "self_influence"]
+        for row in listed.itertuples():
+            column = ids.index(row.id)
+            assert column in chosen
+            np.testing.assert_allclose(row.influence, table[3, column], **FLOAT64)
+            assert row.percentile == percentiles(dot[:, [column]])[3, 0]
+            np.testing.assert_allclose(row.contributions, plain.contributions(pair, row.id), **FLOAT64)
+
+
+def test_equal_influences_on_tests_are_ordered_by_id() -> None:
+    case = make_case(10)
+    flat = replace(case, test_gradients=np.ones_like(case.test_gradients), weights=np.ones(CHECKPOINTS))
+    flat.test_gradients[:, :, 2:] += 1
+    view = flat.view(PairLoss(name="logistic", margin=0.0), test_quantity="score_difference")
+    for listed in view.top_tests(view.train_pairs["id"].iloc[5]):
+        tied = listed.groupby("influence", sort=False)["id"].apply(list)
+        assert all(names == sorted(names) for names in tied)
+
+
+@FEW
+@given(
+    case=CASES,
+    loss=SETTINGS,
+    measure=st.sampled_from(get_args(influence.Measure)),
+    how=st.sampled_from(["mean", "sum"]),
+    cell=st.sampled_from([None, (0, 36), (0, 72), (36, 72)]),
+)
+def test_a_groups_influence_is_that_of_its_live_tests_together(
+    case: Case, loss: PairLoss, measure: Any, how: Any, cell: Any
+) -> None:
+    """The columns of the whole table, taken one by one; a dead test is no part of a mean."""
+    view = case.view(loss, measure=measure)
+    names = [pair.id for pair in view.test_pairs.itertuples() if cell is None or sorted((pair.angle1, pair.angle2)) == list(cell)]
+    assert view.tests_in(cell) == names
+    without = measure in ("cosine", "cosine_mean") and view.test_self_influence() <= 0  # a direction lost in rounding
+    columns = [row for row, pair in enumerate(view.test_pairs["id"]) if pair in names and not (view.dead_tests | without)[row]]
+    if not columns:
+        with pytest.raises(ViewError, match=r"dead|live"):
+            view.group_influence(names, how)
+        return
+    expected = sum(view.influence()[:, column] for column in columns) / (len(columns) if how == "mean" else 1)
+    np.testing.assert_allclose(view.group_influence(names, how), expected, **FLOAT64)
+    if cell is None and how == "mean":
+        np.testing.assert_allclose(view.group_influence(names), view.mean_influence(), **FLOAT64)
+    sides = view.top_of_group(names, 4, how)
+    for listed, sign in zip(sides, (1, -1), strict=True):
+        assert list(listed.columns) == TOP_COLUMNS
+        assert (np.diff(sign * listed["influence"]) <= 0).all()
+        for row in listed.itertuples():
+            place = view.train_row(row.id)
+            np.testing.assert_allclose(row.influence, expected[place], **FLOAT64)
+            assert row.self_influence == view.self_influence()[place]
+            parts = sum(case.view(loss).contributions(row.id, view.test_pairs["id"].iloc[column]) for column in columns)
+            np.testing.assert_allclose(row.contributions, parts / (len(columns) if how == "mean" else 1), **FLOAT64)
+    if measure == "dot":
+        assert len(sides[0]) == min(4, int((view.group_influence(names, how) > 0).sum()))
+
+
+def test_a_group_counts_its_live_tests() -> None:
+    case = make_case(8)
+    outputs = case.test_outputs.copy()
+    outputs[:, 3] = 90  # label 2, far above all others
+    view = replace(case, test_outputs=outputs, weights=np.ones(CHECKPOINTS)).view()
+    cells = view.test_cells().set_index(["low", "high"])
+    for cell, told in cells.iterrows():
+        names = view.tests_in(cell)
+        assert told["n"] == len(names)
+        assert told["live"] == sum(not view.dead_tests[view.test_row(name)] for name in names)
+    assert cells["n"].sum() > cells["live"].sum() > 0
+    dead = view.test_pairs["id"][view.dead_tests].tolist()
+    with pytest.raises(ViewError, match=f"None of the {len(dead)} test pairs chosen is live"):
+        view.group_influence(dead)
+
+
 # ---- roll-ups
 
 
@@ -633,6 +721,12 @@ VIEW = make_case(0).view()
         (lambda: VIEW.contributions("nobody", "x0_x1"), NotFoundError, "no training pair 'nobody'"),
         (lambda: VIEW.top("nobody"), NotFoundError, "no test pair 'nobody'"),
         (lambda: VIEW.top("x0_x1", 0), ViewError, "choose at least 1"),
+        (lambda: VIEW.top_tests("nobody"), NotFoundError, "no training pair 'nobody'"),
+        (lambda: VIEW.top_tests("a0_a2", 0), ViewError, "choose at least 1"),
+        (lambda: VIEW.train_influence("nobody"), NotFoundError, "no training pair 'nobody'"),
+        (lambda: VIEW.group_influence(["nobody"]), NotFoundError, "no test pair 'nobody'"),
+        (lambda: VIEW.group_influence(["x0_x1"], "median"), ViewError, "no way to take tests together 'median'"),
+        (lambda: VIEW.top_of_group(["x0_x1"], 0), ViewError, "choose at least 1"),
         (lambda: next(VIEW.blocks(0)), ViewError, "width of at least 1"),
         (lambda: VIEW.suspects(), ViewError, "either a threshold or a quantile"),
         (lambda: VIEW.suspects(threshold=1.0, quantile=0.5), ViewError, "not both"),
