@@ -428,9 +428,10 @@ def lists(run: Run, question: Question, found: Compared) -> None:
         "place2": t("compare.place", side="B"),
     }
     shown = met.head(LISTED)
-    shown = shown.assign(side=[names[side] for side in shown["side"]])
+    places = {end: ["–" if np.isnan(place) else f"{place:.0f}" for place in shown[end]] for end in ("place1", "place2")}
+    shown = shown.assign(side=[names[side] for side in shown["side"]], **places)
     st.dataframe(shown, hide_index=True, column_config=columns, height=min(38 + 35 * len(met), 360))
-    st.markdown(f":small[{t('gallery.shown', shown=min(len(met), LISTED), total=len(met))} {t('compare.lists.words')}]")
+    st.markdown(f":small[{t('compare.lists.shown', shown=len(shown), total=len(met))} {t('compare.lists.words')}]")
 
 
 def _beyond(table: pd.DataFrame, values: Array, share: float) -> pd.DataFrame:
