@@ -75,7 +75,7 @@ def ids_of(view: View) -> list[str]:
 # ---- written and read -----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     seed=st.integers(0, 999), train=st.integers(2, 5), test=st.integers(2, 3), name=st.sampled_from(["tracin_influence", "effect"])
 )
@@ -157,7 +157,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(records=st.dictionaries(NAMES, st.dictionaries(NAMES, VALUES, max_size=4), max_size=4), extra=st.dictionaries(NAMES, VALUES))
 def test_an_update_keeps_everything_that_is_not_ours(
     records: dict[str, Any], extra: dict[str, Any], tmp_path_factory: pytest.TempPathFactory

@@ -36,6 +36,7 @@ CATALOGUE: Final = "tracin.sqlite3"
 FINISHED: Final = ("done", "superseded")  # the latter by a later run of the training that a job follows
 SEAL: Final = "SHA256SUMS"  # in the form that `sha256sum --check` reads
 SEALED: Final = ("run.json", "samples.csv")
+SCORES: Final = "scores.safetensors"  # of a run that was imported; sealed with the others
 STRAY_SECONDS: Final = 3600.0  # a file that is still being written is younger
 BROKEN: Final = (OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError)  # what reading a damaged file may raise
 
@@ -83,7 +84,8 @@ def without_worker(root: Path) -> Iterator[None]:
 
 def seal_run(folder: Path) -> None:
     """The run's `SHA256SUMS` says what its files are, so that later damage shows."""
-    write_text(folder / SEAL, "".join(f"{sha256_of(folder / name)}  {name}\n" for name in SEALED))
+    names = [*SEALED, *([SCORES] if (folder / SCORES).exists() else [])]
+    write_text(folder / SEAL, "".join(f"{sha256_of(folder / name)}  {name}\n" for name in names))
 
 
 def seal_damage(folder: Path) -> list[Damage]:
@@ -94,12 +96,12 @@ def seal_damage(folder: Path) -> list[Damage]:
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError) as failure:
         return [Damage(f"{place}/{SEAL}", f"cannot be read ({failure})")]
-    if sorted(sums) != sorted(SEALED):
+    if not set(SEALED) <= set(sums) <= {*SEALED, SCORES}:
         return [Damage(f"{place}/{SEAL}", f"names {', '.join(sums) or 'nothing'} instead of {' and '.join(SEALED)}")]
-    found = {name: sha256_or_reason(folder / name) for name in SEALED}
+    found = {name: sha256_or_reason(folder / name) for name in sums}
     return [
         Damage(f"{place}/{name}", f"has SHA-256 {found[name][:12]}, but {SEAL} says {sums[name][:12]}")
-        for name in SEALED
+        for name in sums
         if found[name] != sums[name]
     ]
 

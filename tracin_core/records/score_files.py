@@ -180,7 +180,7 @@ def _about(run: Run, view: View, score_name: str) -> dict[str, Any]:
             "score_name": score_name,
         },
         "noun": view.train.noun,
-        "samples": {"train": view.train_samples["id"].tolist(), "test": view.test_samples["id"].tolist()},
+        "samples": {side: _named(table) for side, table in (("train", view.train_samples), ("test", view.test_samples))},
         "checkpoints": [{name: row.get(name) for name in ("epoch", "source", "digest")} for row in run.manifest.checkpoints],
         "recipe": run.recipe.to_dict(),
         "versions": {
@@ -189,6 +189,12 @@ def _about(run: Run, view: View, score_name: str) -> dict[str, Any]:
             "run": dict(run.manifest.versions),
         },
     }
+
+
+def _named(samples: pd.DataFrame) -> list[Records]:
+    """Ids, and angles where samples have one: enough to read joined ids and to form the pairs again."""
+    columns = [name for name in ("id", "angle") if name in samples]
+    return [dict(zip(columns, row, strict=True)) for row in samples[columns].to_numpy(dtype=object).tolist()]
 
 
 def _sources(run: Run, view: View) -> list[str]:

@@ -32,6 +32,7 @@ from tracin_core.recipe import ModelSection, PluginData, PluginModel, RankerMode
 from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.checkpoint_files import SUFFIXES, list_checkpoints
 from tracin_core.records.doctor import Finding, examine, readiness
+from tracin_core.records.imports import opened
 from tracin_core.records.interchange import exclusion_files, known_exclusions, read_exclusions
 from tracin_core.records.jobs import Job, JobQueue
 from tracin_core.records.maintenance import (
@@ -129,7 +130,7 @@ class Workspace:
             raise NotFoundError(
                 f"There is no run '{run_id}' in this workspace; choose one from the list, or ask whoever sent the link."
             )
-        return Run(self.root / "runs" / run_id, self.store, self.root / "datasets")
+        return opened(self.root / "runs" / run_id, self.store, self.root / "datasets")
 
     def compute(self, recipe: Recipe, *, wait: bool = True, on_change: Callable[[Job], None] | None = None) -> Run | Job:
         """The run of this recipe: from the cache at once if nothing changed, else computed in the background.
