@@ -481,7 +481,8 @@ def test_equal_influences_on_tests_are_ordered_by_id() -> None:
     case = make_case(10)
     flat = replace(case, test_gradients=np.ones_like(case.test_gradients), weights=np.ones(CHECKPOINTS))
     flat.test_gradients[:, :, 2:] += 1
-    view = flat.view(PairLoss(name="logistic", margin=0.0), test_quantity="score_difference")
+    backwards = all_pairs(flat.test_samples).iloc[::-1].reset_index(drop=True)
+    view = flat.view(PairLoss(name="logistic", margin=0.0), test_quantity="score_difference", test_pairs=backwards)
     for listed in view.top_tests(view.train_pairs["id"].iloc[5]):
         tied = listed.groupby("influence", sort=False)["id"].apply(list)
         assert all(names == sorted(names) for names in tied)

@@ -439,6 +439,20 @@ def contributions_figure(terms: npt.ArrayLike, names: Sequence[str], *, x: str, 
     return _finished(figure, height=220)
 
 
+def lines_figure(lines: dict[str, npt.ArrayLike], names: Sequence[str], *, x: str, y: str) -> go.Figure:
+    """Each line's value at each checkpoint, in their order; told apart by dash and symbol as well as by colour."""
+    figure = go.Figure()
+    for place, (name, values) in enumerate(lines.items()):
+        figure.add_scatter(
+            x=list(names), y=np.asarray(values, dtype=float), name=literal(name), mode="lines+markers",
+            line={"color": GROUPS[place % len(GROUPS)], "dash": ("solid", "dash", "dot")[place % 3]},
+            marker_symbol=SYMBOLS[place % len(SYMBOLS)], marker_size=8, hovertemplate="%{x}: %{y:,.4g}",
+        )  # fmt: skip
+    figure.update_xaxes(type="category", title_text=x, fixedrange=True)
+    figure.update_yaxes(title_text=y, fixedrange=True)
+    return _finished(figure, height=240).update_layout(showlegend=len(lines) > 1, legend=ABOVE)
+
+
 def _colours(values: pd.Series) -> dict[str, Any]:
     if values.min() >= 0:
         return {"colorscale": SEQUENTIAL, "zmin": 0}
