@@ -72,7 +72,7 @@ def spread(scores: Array) -> Spread:
     """Of finite scores; at least one."""
     low, median, high = np.quantile(scores, [0.05, 0.5, 0.95]).tolist()
     shared = top_share(scores) if (scores >= 0).all() and scores.any() else None
-    return Spread(len(scores), int(np.sum(scores == 0)), low, median, high, int(np.ceil(0.01 * len(scores))), shared)
+    return Spread(len(scores), int(np.sum(scores == 0)), low, median, high, max(1, round(0.01 * len(scores))), shared)
 
 
 @dataclass(frozen=True)

@@ -384,12 +384,15 @@ def picture(subject: Subject, sample: str, side: str) -> Picture:
 
 
 def small_png(file: Path) -> str:
-    """The picture as a data URL, at most `WIDE` pixels wide."""
-    with Image.open(file) as image:
-        image.thumbnail((WIDE, WIDE))
-        kept = io.BytesIO()
-        image.save(kept, "PNG", optimize=True)
-    return data_url(kept.getvalue(), "image/png")
+    """The picture as a data URL, at most `WIDE` pixels wide and high."""
+    content = file.read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        if max(image.size) > WIDE:
+            image.thumbnail((WIDE, WIDE))
+            kept = io.BytesIO()
+            image.save(kept, "PNG")
+            content = kept.getvalue()
+    return data_url(content, "image/png")
 
 
 # ---- another loss -----------------------------------------------------------------------------------------------------------------

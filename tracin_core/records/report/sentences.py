@@ -194,7 +194,8 @@ def of_retrained(found: Retrained) -> Sentences:
     if len(found.measured):
         before, after = found.main["before"], found.main["after"]
         kind = "same" if after == before else "higher" if after > before else "lower"
-        told.append(Sentence(f"retrained.{kind}", {"measure": found.main["measure"], "before": before, "after": after}))
+        values = {"measure": found.main["measure"], "before": before} | ({} if kind == "same" else {"after": after})
+        told.append(Sentence(f"retrained.{kind}", values))
     if found.differing:
         told.append(say("retrained.settings", names=", ".join(found.differing)))
     return [*told, say("retrained.no_evidence")]
