@@ -500,8 +500,11 @@ def test_nothing_in_the_html_is_taken_as_html(tmp_path: Path) -> None:
 
 def test_progress_is_told_kernel_by_kernel(capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[tuple[int, int]] = []
-    rankable(progress=lambda done, whole: seen.append((done, whole)))
+    tracin = rankable(progress=lambda done, whole: seen.append((done, whole)))
     assert seen == [(done, 6) for done in range(1, 7)]  # two checkpoints: of train, of tests, of both
+    seen.clear()
+    tracin.against(data(3))
+    assert seen == [(done, 4) for done in range(1, 5)]  # that of train is there
     rankable(progress=True)
     assert capsys.readouterr() == ("", "")  # no terminal, no bar
 
