@@ -27,6 +27,7 @@ DOORS = {
         "tracin_core.records.uploads",
         "tracin_core.records.findings",
         "tracin_core.records.differences",
+        "tracin_core.records.past_lists",
         "tracin_core.records.report",
         "tracin_core.scores",
         "tracin_core.data",

@@ -86,7 +86,7 @@ def choose(run: Run) -> Question | None:
     """The question that the address and the widgets ask; None where it has no answer, which is said."""
     others = [str(other) for other in session.finished_runs()["id"] if other != run.id]
     codes = BY if others else (*BY[1:], BY[0])
-    by = widgets.choose_code("compare.by", codes, key="by")
+    by = widgets.choose_code("compare.by", codes, key="compare")
     with st.container(horizontal=True, gap="large"):
         offered = SCORES if by != "method" else ("self_influence", "test_influence")
         score = widgets.choose_code("compare.score", offered, key="score")

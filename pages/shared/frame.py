@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.navigation.page import Page
 
-from pages.shared import access, session, widgets
+from pages.shared import access, saving, session, widgets
 from pages.shared.i18n import LANGUAGES, preferred, speak_of, t
 from pages.shared.session import plain
 from tracin_core.errors import TracInError
@@ -33,11 +33,12 @@ def show() -> None:
     st.set_page_config(page_title="TracIn Studio", page_icon=str(ICON), layout="wide")
     language = session.linked("lang", preferred(), valid=LANGUAGES, quiet=True)  # before the first text
     person = access.guard()
+    lost = saving.follow_link(list_pages, page_named)
     with st.sidebar, advice():
         choose_run()
     run = run_in_view()
     speak_of("pair" if run is None else run.noun)  # before the list of pages names them
-    pages = st.navigation({t(f"section.{name}"): [page_named(page) for page in pages] for name, pages in SECTIONS.items()})
+    pages = list_pages()
     with st.sidebar:
         with advice():
             job_pill()
@@ -45,7 +46,17 @@ def show() -> None:
             st.markdown(f":small[{t('access.signed_in', name=plain(person))}]")
         st.segmented_control(t("language"), list(LANGUAGES), format_func=LANGUAGES.__getitem__, required=True, **language)
         widgets.document(st.session_state["lang"])
-    pages.run()
+    if lost is None:
+        pages.run()
+        return
+    st.header(t("page.findings"))
+    widgets.failure(lost)
+    page_link("findings", t("finding.all"), icon=":material/arrow_forward:")
+
+
+def list_pages() -> Page:
+    """The list of pages is in the sidebar; gives back the one that the address names."""
+    return st.navigation({t(f"section.{name}"): [page_named(page) for page in pages] for name, pages in SECTIONS.items()})
 
 
 def page_named(name: str) -> Page:
@@ -75,8 +86,11 @@ def page(title: str, **values: Any) -> Iterator[None]:
         st.header(t(title, **values), width="content")
         if run is not None and run.simulated:
             st.badge(t("run.simulated"), icon=":material/science:", color="orange", help=t("run.simulated.help"))
+        if run is not None:
+            saving.save_this(title.removeprefix("page."), run)
     if run is not None:
         st.markdown(f":small[{provenance(run)}]")
+    saving.banner(run)
     with advice():
         yield
 

@@ -126,6 +126,16 @@ def _is_new_here(key: str) -> bool:
     return before != page
 
 
+def forget() -> None:
+    """Nothing that a widget tied to the address showed so far is remembered, but for the language: the address alone says what is shown.
+
+    Before any of these widgets is drawn.
+    """
+    for key in [key for key in _kept() if key != "lang"]:
+        del _kept()[key]
+        st.session_state.pop(key, None)
+
+
 def choose(key: str, value: str | int | float | bool) -> None:
     """The widget tied to the address under this key takes the value. For callbacks: a click in a chart chooses what a picker shows."""
     st.session_state[key] = value

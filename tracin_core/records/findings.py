@@ -48,6 +48,11 @@ class SavedView:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"edits": list(self.edits)}
 
+    def changes(self, digest: str) -> tuple[str, ...]:
+        """What is not as it was when the view was saved, its run now having this digest: `scores`, `version`, both, or nothing."""
+        known = {"scores": self.digest != digest, "version": self.version != __version__}
+        return tuple(name for name, changed in known.items() if changed)
+
 
 @dataclass(frozen=True)
 class Unreadable:

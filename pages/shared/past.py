@@ -1,0 +1,100 @@
+"""Exclusion lists of the past: what each was made from, and how they overlap."""
+
+from typing import Final
+
+import pandas as pd
+import streamlit as st
+
+from pages.shared import comparing_figures as figures
+from pages.shared import session, widgets
+from pages.shared.i18n import t
+from pages.shared.saving import moment
+from pages.shared.session import plain
+from tracin_core.records.past_lists import PastList, origins, past_lists
+from tracin_core.scores.agreement import jaccard
+
+MOST: Final = 200  # rows of the table
+COMPARED: Final = 10  # in the matrix
+TAKES: Final = 20
+
+
+def lists() -> None:
+    """Every exported list of the workspace, of any run; one of them looked at; and how alike the newest are."""
+    found = past_lists(session.workspace())
+    if not found:
+        st.markdown(t("past.none"))
+        return
+    table(found)
+    readable = [past for past in found if not past.problem]
+    if readable:
+        look_at(readable)
+    if len(readable) > 1:
+        overlap(readable[:COMPARED], found)
+
+
+def table(found: list[PastList]) -> None:
+    """One row per list, numbered from the oldest, so that a number stays a list's own while others are added."""
+    rows = [
+        {
+            "number": number_of(past, found), "when": moment(past.created), "run": past.run_name, "entries": past.entries, "who": past.who,
+            "why": past.why, "rule": rule_in_words(past), "scores": scores_in_words(past),
+        }
+        for past in found[:MOST]
+    ]  # fmt: skip
+    columns = {name: t(f"past.{name}") for name in ("number", "when", "run", "entries", "who", "why", "rule", "scores")}
+    st.dataframe(pd.DataFrame(rows), hide_index=True, column_config=columns, height=min(38 + 35 * len(rows), 320))
+    st.markdown(f":small[{t('finding.shown', shown=len(rows), total=len(found))}]")
+
+
+def number_of(past: PastList, found: list[PastList]) -> int:
+    return len(found) - found.index(past)
+
+
+def rule_in_words(past: PastList) -> str:
+    return past.problem or ", ".join(f"{name} = {value}" for name, value in past.rule.items())
+
+
+def scores_in_words(past: PastList) -> str:
+    return "–" if past.problem else t("past.scores.same" if past.same_scores else "past.scores.changed")
+
+
+def look_at(found: list[PastList]) -> None:
+    """Which angles, or labels, and which takes the entries of one list are of."""
+    names = {past.key: f"{moment(past.created)} · {past.run_name} · {past.entries:,}" for past in found}
+    picker = session.linked("list", found[0].key, valid=names)
+    chosen = st.selectbox(t("past.list"), list(names), format_func=names.__getitem__, **picker)
+    past = next(past for past in found if past.key == chosen)
+    run = session.run(past.run)
+    by_class, by_take = origins(past, run.samples)
+    if not past.named:
+        widgets.nothing_matches(t("past.empty"))
+        return
+    with st.container(horizontal=True, gap="large"):
+        places = [st.container(width=440), st.container(width=440)]
+    takes = by_take.head(TAKES) if run.task == "ranking" else by_take.head(0)
+    for name, counts, place in zip(("classes", "takes"), (by_class, takes), places, strict=True):
+        if len(counts):
+            with place:
+                what = t(f"past.{name}.angles" if name == "classes" and run.task == "ranking" else f"past.{name}")
+                first = counts.idxmax()
+                told = t("past.words", what=what, n=len(past.named), first=plain(label(first)), count=int(counts.max()))
+                figure = figures.bars(counts.rename(label), x=what, y=t("past.entries"))
+                widgets.chart(figure, key=f"past.{name}", alt=told)
+                st.markdown(told)
+
+
+def label(value: object) -> str:
+    """An angle in degrees, or a name."""
+    return f"{value:g}°" if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool)) else str(value)
+
+
+def overlap(shown: list[PastList], found: list[PastList]) -> None:
+    """How alike every two lists are, by the samples that they name, so that lists of pairs and of samples can be held together."""
+    alike = jaccard([past.samples for past in shown])
+    names = [t("past.named", n=number_of(past, found), run=past.run_name[:24]) for past in shown]
+    pairs = [(alike[i, j], i, j) for i in range(len(shown)) for j in range(i)]
+    most, i, j = max(pairs)
+    told = t("past.overlap.words", a=names[j], b=names[i], value=f"{most:.2f}", n=len(shown), total=len(found))
+    st.markdown(f"**{t('past.overlap')}**")
+    widgets.chart(figures.overlap_matrix(alike, names, name="Jaccard"), key="past.overlap", alt=told)
+    st.markdown(told)
