@@ -11,6 +11,7 @@ SHOWN, ROWS = 10, 20
 with frame.page("page.neighbours"):
     run = session.selected_run()
     view = session.view(run)
+    widgets.require(run, "influence")
     test = examples.choose_test(view.test_pairs, dead=view.dead_tests, key="test", label=t("neighbours.test"))
     with st.expander(t("neighbours.listen"), icon=":material/hearing:"):
         examples.example_card(run, view.test_pairs.iloc[view.test_row(test)])
@@ -28,6 +29,7 @@ with frame.page("page.neighbours"):
             run, sides[side], key=f"neighbours.{side}.{test}", columns=columns, rows=ROWS, total=view.count(test, side)
         )
         if picked is not None:
+            widgets.require(run, "contributions")
             figure = charts.contributions_figure(
                 view.contributions(picked, test), view.checkpoint_names, x=t("axis.checkpoint"), y=t("score.influence")
             )

@@ -11,18 +11,19 @@ FIRST = 5
 with frame.page("page.overview"):
     run = session.selected_run()
     view = session.view(run)
-    own = view.self_influence()
     widgets.key_figures(run, view)
     left, right = st.columns([3, 2], gap="large")
+    with right:
+        st.subheader(t("overview.health"))
+        widgets.health(run)
+    widgets.require(run, "self_influence")
+    own = view.self_influence()
     with left:
         st.subheader(t("overview.spread"))
         bins = charts.histogram(own)
         figure = charts.histogram_figure(bins, x=t("score.self_influence"), y=t("axis.pairs"), zeros=t("axis.zeros"))
         widgets.chart(figure, key="overview.spread", alt=widgets.spread_in_words(own))
         frame.page_link("distribution", t("overview.more"), icon=":material/arrow_forward:")
-    with right:
-        st.subheader(t("overview.health"))
-        widgets.health(run)
     st.subheader(t("overview.first"))
     st.markdown(t("overview.first.why"))
     hardest = view.ranked(own)

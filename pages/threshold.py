@@ -9,6 +9,7 @@ from tracin_core import charts
 with frame.page("page.threshold"):
     run = session.selected_run()
     view = session.view(run)
+    widgets.require(run, "influence")
     mode, occurrences, most = exclusion.choose_rule(view)
     sweep = view.sweep(occurrences, mode)
     if not (sweep.pairs < 0).any():

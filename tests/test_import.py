@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import texts_of
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from lab import make_recordings
+from streamlit.testing.v1 import AppTest
 from test_score_files import write
 
+from pages.shared import frame
 from tracin_core.data.readers import list_recordings
 from tracin_core.data.samples import all_pairs
 from tracin_core.errors import DamagedBlockError, DataError, NotFoundError, UnknownSampleError, ViewError
@@ -146,8 +149,6 @@ def test_what_needs_kernels_is_refused_in_one_sentence(tmp_path: Path, place: Wo
         run.methods,
         run.checkpoint_weights,
         lambda: run.relabel_effects(test),
-        lambda: view.contributions(pair, test),
-        view.self_contributions,
         view.test_self_influence,
         lambda: view.train_losses,
         lambda: view.test_derivatives,
@@ -156,6 +157,9 @@ def test_what_needs_kernels_is_refused_in_one_sentence(tmp_path: Path, place: Wo
     ]
     for ask in refused:
         with pytest.raises(ViewError, match="imported from score files, which hold scores and no kernels"):
+            ask()
+    for ask in (lambda: view.contributions(pair, test), view.self_contributions):
+        with pytest.raises(ViewError, match="share of each checkpoint"):
             ask()
     what_ifs = view.what_ifs().set_index("what_if")
     assert what_ifs.index[what_ifs["available"]].tolist() == ["exclusions"]
@@ -169,12 +173,12 @@ def test_a_file_alone_is_a_run_that_says_what_it_lacks(part: str, tmp_path: Path
     if part == "influence":
         np.testing.assert_array_equal(view.influence(), VIEW.influence())
         assert view.top(VIEW.test_pairs["id"].iloc[0])[0]["self_influence"].isna().all()
-        with pytest.raises(ViewError, match="self-influence, which none of its files held"):
+        with pytest.raises(ViewError, match="hold no self-influence; import the file"):
             view.self_influence()
     else:
         np.testing.assert_array_equal(view.self_influence(), VIEW.self_influence())
         assert run.counts == (len(VIEW.train_pairs), 0)
-        with pytest.raises(ViewError, match="which none of its files held"):
+        with pytest.raises(ViewError, match="hold no influence on test pairs"):
             view.mean_influence()
         with pytest.raises(NotFoundError):
             view.influence("x")
@@ -337,3 +341,53 @@ def test_dead_tests_negative_self_influences_and_shared_samples_are_listed(tmp_p
     assert not checks.loc["not_negative", "passed"]
     assert not checks.loc["sides", "passed"]
     assert a in str(checks.loc["sides", "detail"])
+
+
+# ---- on the pages ---------------------------------------------------------------------------------------------------------------
+
+PAGES = [page for pages in frame.SECTIONS.values() for page in pages]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_shows_an_imported_run_and_what_its_numbers_are(
+    page: str, open_page: Callable[..., AppTest], place: Workspace, tmp_path: Path
+) -> None:
+    files = files_of(tmp_path)
+    records = json.loads(files["self_influence_file"].read_text())
+    for (pair, record), value in zip(records.items(), per_batch(VIEW.self_influence()), strict=True):
+        records[pair] = {**record, "tracin_self_influence": value}
+    files["self_influence_file"].write_text(json.dumps(records))
+    test = open_page(page, run=import_scores(place, **files).id)
+    assert not test.exception
+    assert all("imported from score files" in error.value for error in test.error)  # a what-if, refused with the reason
+    assert "These numbers are not per-pair influences" in texts_of(test)
+    assert "shared with another pair" in texts_of(test)
+
+
+def test_a_sound_import_has_no_warning_and_both_languages_warn_of_another(
+    open_page: Callable[..., AppTest], place: Workspace, tmp_path: Path
+) -> None:
+    sound = import_scores(place, **files_of(tmp_path / "sound"))
+    assert "not per-pair" not in texts_of(open_page(run=sound.id))
+    a, b = samples()["id"].iloc[[0, -1]]
+    wrong = import_scores(place, self_influence_file=foreign(tmp_path, {f"{a}_{b}": {"tracin_self_influence": -1.0}}))
+    assert "1 of 1 self-influences are negative" in texts_of(open_page(run=wrong.id)).replace("\\", "")
+    assert "這些數字不是逐對的影響力" in texts_of(open_page(run=wrong.id, lang="zh-TW"))
+
+
+@pytest.mark.parametrize(
+    ("page", "part", "told"),
+    [
+        ("overview", "influence", "hold no self-influence"),
+        ("neighbours", "self_influence", "hold no influence on test pairs"),
+        ("threshold", "self_influence", "hold no influence on test pairs"),
+    ],
+)
+def test_a_part_that_is_not_there_is_said_to_be_missing(
+    page: str, part: str, told: str, open_page: Callable[..., AppTest], place: Workspace, tmp_path: Path
+) -> None:
+    run = import_scores(place, **{f"{part}_file": files_of(tmp_path)[f"{part}_file"]})
+    test = open_page(page, run=run.id)
+    assert not test.exception
+    assert [error.value for error in test.error] == []
+    assert told in "\n".join(info.value for info in test.info)

@@ -86,10 +86,14 @@ def page(title: str, **values: Any) -> Iterator[None]:
         st.header(t(title, **values), width="content")
         if run is not None and run.simulated:
             st.badge(t("run.simulated"), icon=":material/science:", color="orange", help=t("run.simulated.help"))
+        if run is not None and run.kind == "scores":
+            st.badge(t("run.imported"), icon=":material/file_open:", color="violet", help=t("run.imported.help"))
         if run is not None:
             saving.save_this(title.removeprefix("page."), run)
     if run is not None:
         st.markdown(f":small[{provenance(run)}]")
+        if run.verdict:
+            st.warning(t("imported.not_per_pair", reasons=plain("; ".join(run.verdict))), icon=":material/report:")
     saving.banner(run)
     with advice():
         yield
@@ -102,6 +106,8 @@ def advice() -> Iterator[None]:
         yield
     except session.NothingYet:
         nothing_yet()
+    except widgets.Lacking as lack:
+        widgets.nothing_matches(t(f"imported.lacks.{lack}"))
     except Exception as failure:
         widgets.failure(failure)
 
@@ -121,7 +127,7 @@ def provenance(run: Run) -> str:
             f"**{plain(run.name)}**",
             plain(run.recipe.data.title),
             plain(run.loss.describe()),
-            t("run.checkpoints", n=len(run.summed_epochs)),
+            t("run.checkpoints", n=len(run.summed_epochs)) if run.summed_epochs else t("run.imported.loss"),
             t("run.pairs", train=run.counts[0], test=run.counts[1]),
             f"`{run.digest[:8]}`",
         ]

@@ -40,6 +40,20 @@ def failure(error: Exception) -> None:
     st.error(f"**{t('error.unexpected')}**\n\n{t('error.unexpected.next', id=number)}", icon=":material/bug_report:")
 
 
+class Lacking(Exception):
+    """A run that was imported has no such scores. Not a failure: the frame says which file would bring them."""
+
+
+def require(run: Run, part: str) -> None:
+    """The run has this part of the scores: self_influence, influence or contributions.
+
+    Raises:
+        Lacking: it was imported without.
+    """
+    if part in run.lacks:
+        raise Lacking(part)
+
+
 def last_failure() -> None:
     """The newest job's error, if it did not end well."""
     newest = next(iter(session.workspace().jobs(limit=1)), None)
@@ -77,15 +91,15 @@ def duration(seconds: float) -> str:
 
 def key_figures(run: Run, view: View) -> None:
     """Five numbers that say whether the run is sound."""
-    own = view.self_influence()
-    last = run.checkpoints.iloc[-1]
+    own = None if "self_influence" in run.lacks else view.self_influence()
     quality = "validation_loss" if run.task == "regression" else "validation_accuracy"
-    told = "–" if pd.isna(last[quality]) else f"{last[quality]:.4g}" if quality == "validation_loss" else f"{last[quality]:.1%}"
+    last = run.checkpoints[quality].iloc[-1] if len(run.checkpoints) else np.nan
+    told = "–" if pd.isna(last) else f"{last:.4g}" if quality == "validation_loss" else f"{last:.1%}"
     figures = {
         "pairs": f"{len(view.train_pairs):,}",
         "tests": t("figure.tests.value", live=int((~view.dead_tests).sum()), total=len(view.test_pairs)),
-        "zeros": f"{np.mean(own == 0):.1%}",
-        "top_share": f"{top_share(own):.0%}",
+        "zeros": "–" if own is None else f"{np.mean(own == 0):.1%}",
+        "top_share": "–" if own is None else f"{top_share(own):.0%}",
         quality.removeprefix("validation_"): told,
     }
     cards("figure", figures)
@@ -147,8 +161,10 @@ def choose_code(name: str, codes: Sequence[str], *, key: str) -> str:
 
 
 def choose_score(*, key: str) -> str:
-    """Which number of each training pair the page is about."""
-    return choose_code("score", SCORES, key=key)
+    """Which number of each training pair the page is about, of those that the run in view has."""
+    lacks = session.selected_run().lacks
+    there = [score for score in SCORES if ("self_influence" if score == "self_influence" else "influence") not in lacks]
+    return choose_code("score", there, key=key)
 
 
 def score_values(view: View, score: str) -> charts.Array:

@@ -63,6 +63,11 @@ class ImportedRun(Run):
     def __init__(self, folder: Path, store: BlockStore, datasets: Path) -> None:
         super().__init__(folder, store, datasets)
         self.loss = PairLoss(**self.manifest.loss) if self.manifest.loss else UnsaidLoss()
+        self.lacks = tuple(
+            part for part in ("self_influence", "influence", "contributions") if part not in self.manifest.scores["parts"]
+        )
+        said = {check["name"]: str(check["detail"]) for check in self.manifest.health if not check["passed"]}
+        self.verdict = tuple(said[name] for name in NOT_PER_PAIR if name in said)
         self.digest = digest_of(
             [self.manifest.scores["sha256"], [c.digest for side in self.manifest.chunks.values() for c in side]]
         )
@@ -107,16 +112,6 @@ class ImportedRun(Run):
         """The verdict of the import: check, passed, value, detail."""
         checks = pd.DataFrame(list(self.manifest.health), columns=["name", "passed", "value", "detail"])
         return checks.rename(columns={"name": "check"})
-
-    @property
-    def verdict(self) -> list[str]:
-        """Why these numbers are not influences of pairs, in sentences; empty where no check says so."""
-        return [str(check["detail"]) for check in self.manifest.health if check["name"] in NOT_PER_PAIR and not check["passed"]]
-
-    @property
-    def lacks(self) -> tuple[str, ...]:
-        """What no file of the import held: self_influence, influence, contributions."""
-        return tuple(name for name in ("self_influence", "influence", "contributions") if name not in self.scores)
 
     def view(self, **settings: Any) -> View:
         """The scores as the files have them.
@@ -513,7 +508,7 @@ def _stored(
         dataset=dataset,
         health=tuple(check.to_dict() for check in health),
         kind="scores",
-        scores={"sha256": total, "files": [_source(part, found) for part, found in read.items()]},
+        scores={"sha256": total, "parts": sorted(arrays), "files": [_source(part, found) for part, found in read.items()]},
     )
     write_whole(folder / SCORES, [raw])
     manifest.write(folder, samples)

@@ -142,6 +142,9 @@ def number_or_none(value: Any) -> float | None:
 class Run:
     """One analysis, finished: `run.samples`, `run.train_pairs`, `run.test_pairs`, `run.checkpoints`, `run.view(...)`."""
 
+    lacks: tuple[str, ...] = ()  # parts of the scores that an imported run does not have
+    verdict: tuple[str, ...] = ()  # why the numbers of an imported run are not influences of pairs, in sentences
+
     def __init__(self, folder: Path, store: BlockStore, datasets: Path) -> None:
         try:
             self.manifest = Manifest.read(folder)

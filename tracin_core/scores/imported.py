@@ -24,6 +24,17 @@ UNSAID = "a loss that the score files do not name"
 REASON = "the run was imported from score files, which hold scores and no kernels; compute a run from the checkpoints"
 
 
+def lack(what: str, file: str) -> NoReturn:
+    """Says which file was not imported.
+
+    Raises:
+        ViewError: always.
+    """
+    raise ViewError(
+        f"The imported score files hold no {what}; import the file <material>_<frequency>_{file}.json together with them."
+    )
+
+
 def refuse(what: str) -> NoReturn:
     """Says why an imported run does not answer.
 
@@ -134,7 +145,7 @@ class ImportedView(View):
     @cached_property
     def _own_train(self) -> Array:
         if self.scores.self_influence is None:
-            refuse("self-influence, which none of its files held")
+            lack("self-influence", "metadata")
         return self.scores.self_influence
 
     @cached_property
@@ -144,7 +155,7 @@ class ImportedView(View):
     @cached_property
     def _norms_train(self) -> Array:
         if self.scores.self_contributions is None:
-            refuse("what each checkpoint adds to self-influence")
+            lack("share of each checkpoint in self-influence", "per_checkpoint_metadata")
         return self.scores.self_contributions
 
     @cached_property
@@ -156,12 +167,12 @@ class ImportedView(View):
 
     def _live_tests(self) -> npt.NDArray[np.int64]:
         if len(self.test) == 0:
-            refuse("influences on test pairs, which none of its files held")
+            lack("influence on test pairs", "influence_metadata")
         return super()._live_tests()
 
     def _terms(self, rows: npt.NDArray[np.int64], test: str) -> Array:
         if self.scores.contributions is None:
-            refuse("what each checkpoint adds to an influence")
+            lack("share of each checkpoint in an influence", "per_checkpoint_influence_metadata")
         return np.asarray(self.scores.contributions[:, rows, self.test_row(test)].T)
 
     def _explained(self, rows: npt.NDArray[np.int64], dot: Array, measured: Array, test: str) -> pd.DataFrame:
