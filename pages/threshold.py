@@ -2,39 +2,31 @@
 
 import streamlit as st
 
-from pages.shared import dragging, exclusion, frame, session, widgets
+from pages.shared import exclusion, exporting, frame, session, surface, verdicts, widgets
 from pages.shared.i18n import t
-from tracin_core import charts
 
 with frame.page("page.threshold"):
     run = session.selected_run()
     view = session.view(run)
     widgets.require(run, "influence")
-    mode, occurrences, most = exclusion.choose_rule(view)
-    sweep = view.sweep(occurrences, mode)
-    if not (sweep.pairs < 0).any():
-        widgets.nothing_matches(t("threshold.nothing", occurrences=occurrences, tests=len(view.test_pairs)))
-    else:
-        suggested = view.suggested_threshold(occurrences, mode)
-        threshold = exclusion.choose_threshold(suggested)
-        bins = charts.histogram(sweep.pairs)
-        dragging.drag_threshold(
-            "drag",
-            bins,
-            sweep.counts(charts.threshold_steps(bins.axis, threshold)),
-            value=threshold,
-            total=len(sweep.pairs),
-            scores=t("drag.scores.sample" if mode == "sample" else "drag.scores", occurrences=occurrences),
-            on_release=lambda moved: session.choose("T", moved),
-        )
-        rule = {"threshold": threshold, "min_occurrences": occurrences, "max_exclusions": most, "pair_mode": mode}
-        chosen = view.exclusions(**rule)
-        exclusion.receipt(run, view, chosen, sweep.counts(threshold).iloc[0], rule)
+    rule = exclusion.choose_rule(view)
+    if exclusion.has_line(view, rule):
+        line = exclusion.choose_line(view, rule)
+        exclusion.drag(view, line)
+        told = session.workspace().verdicts(run)
+        chosen, final = exclusion.decided(run, view, line, told)
+        exclusion.receipt(run, view, line, chosen, final)
+        st.subheader(t("desk.title"))
+        who = verdicts.choose_who()
+        verdicts.desk(run, view, line, chosen, told, who)
+        if rule.kind == "harm":
+            with st.expander(t("surface"), icon=":material/grid_on:", expanded=True):
+                surface.show(view, line)
         with st.container(horizontal=True, gap="large"):  # below each other where there is no room
-            left, right = st.container(width=520), st.container(width=350)
+            left, right = st.container(width=500), st.container(width=370)
         with left:
             st.subheader(t("threshold.list"))
-            exclusion.preview(chosen, mode)
+            exclusion.preview(line, final)
         with right:
             st.subheader(t("threshold.export"))
-            exclusion.export(run, chosen, rule)
+            exporting.export(run, view, line, final, told, who)

@@ -80,9 +80,9 @@ def payload(
 
 def labels(scores: str, *, above: bool) -> dict[str, str]:
     """The words, those with numbers as templates."""
-    told = {name: template(f"drag.{name}") for name in ("name", "zeros", "worst", "none_lost", "cells")}
     side = ".above" if above else ""
-    told |= {"count": template(f"drag.count{side}"), "picture": t(f"drag.picture{side}")}
+    told = {name: template(f"drag.{name}") for name in ("name", "zeros", "none_lost")}
+    told |= {name: template(f"drag.{name}{side}") for name in ("count", "picture", "worst", "cells")}
     return {**told, "hint": f"{scores} {t('drag.hint')}"}
 
 

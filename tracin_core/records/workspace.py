@@ -14,6 +14,7 @@ workspace/
 
 import copy
 import os
+import shutil
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -23,6 +24,7 @@ from typing import Any
 
 import pandas as pd
 
+from tracin_core.data.files import read_json
 from tracin_core.data.images import SUFFIXES as PICTURES
 from tracin_core.data.plugins import plugin_file
 from tracin_core.data.readers import reader_for
@@ -33,7 +35,7 @@ from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.checkpoint_files import SUFFIXES, list_checkpoints
 from tracin_core.records.doctor import Finding, examine, readiness
 from tracin_core.records.imports import opened
-from tracin_core.records.interchange import exclusion_files, known_exclusions, read_exclusions
+from tracin_core.records.interchange import exclusion_files, known_exclusions, match_exclusions, provenance_of, read_exclusions
 from tracin_core.records.jobs import Job, JobQueue
 from tracin_core.records.maintenance import (
     CATALOGUE,
@@ -48,6 +50,7 @@ from tracin_core.records.maintenance import (
 )
 from tracin_core.records.plugins import list_plugins, plugin_digest
 from tracin_core.records.runs import Manifest, Run
+from tracin_core.records.score_files import MetadataUpdate, update_sample_metadata
 from tracin_core.records.store import BlockStore, digest_of
 from tracin_core.records.verdicts import Decision, Verdict, history, record, standing
 from tracin_core.records.zarr_export import export_zarr
@@ -391,8 +394,34 @@ class Workspace:
         rows = self.catalogue.read("SELECT * FROM exclusion WHERE run_id = ? ORDER BY created DESC", (run.id,))
         table = pd.DataFrame([dict(row) for row in rows], columns=["created", "who", "why", "entries", "file"])
         text = [self.root / "exports" / run.id / name for name in table["file"]]
-        table = table.assign(text=text, provenance=[path.with_suffix(".json") for path in text]).drop(columns="file")
-        return table[[path.is_file() and path.with_suffix(".json").is_file() for path in text]].reset_index(drop=True)
+        beside = [provenance_of(path) for path in text]
+        table = table.assign(text=text, provenance=pd.Series(beside, index=table.index, dtype=object)).drop(columns="file")
+        return table[[one.is_file() and other.is_file() for one, other in zip(text, beside, strict=True)]].reset_index(drop=True)
+
+    def read_back(self, run: Run, listed: Path) -> tuple[int, int]:
+        """How many entries an exported list has on the disk, and how many of them are found in the run's data set.
+
+        Raises:
+            ExclusionError: the file cannot be read, or a line can be read in more than one way.
+        """
+        lines = read_exclusions(listed)
+        return len(lines), len(match_exclusions(lines, run.samples["id"].tolist()).matched)
+
+    def marked_metadata(self, listed: Path, metadata: Path) -> MetadataUpdate:
+        """A copy of the sample metadata file lies beside the exported list, with the list's entries marked; the file is as it was.
+
+        Args:
+            listed: the list's text file, as `exported_exclusions` names it.
+
+        Raises:
+            DataError: as `score_files.update_sample_metadata`.
+        """
+        told = read_json(provenance_of(listed))
+        copied = listed.parent / "metadata" / f"{listed.stem}_{metadata.name}"  # not among the lists, which are read back by folder
+        copied.parent.mkdir(exist_ok=True)
+        shutil.copyfile(metadata, copied)
+        provenance = {name: told[name] for name in ("run", "name", "digest", "simulated", "rule")}
+        return update_sample_metadata(copied, pd.DataFrame(told["entries"] or {"id": []}), provenance)
 
     # ---- folders that may be read -------------------------------------------------------------------------------------------
 

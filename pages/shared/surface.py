@@ -1,0 +1,122 @@
+"""How many would be listed at every threshold and every minimum occurrences: one picture of the whole rule, with `you are here`."""
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from pages.shared import session
+from pages.shared.exclusion import TIMES, USUAL, Line, prepared
+from pages.shared.i18n import t
+from tracin_core import charts
+from tracin_core.scores.levels import harm_levels, surface
+from tracin_core.scores.view import View
+
+Thresholds = npt.NDArray[np.float64]
+ROWS: Final = 10
+COLUMNS: Final = 40
+HERE: Final = "#e9a23b"
+
+
+def show(view: View, line: Line) -> None:
+    """The surface, in which a click sets both settings, and the same as sentence and table; the fields above set both by key."""
+    rule, tests = line.rule, len(view.test_pairs)
+    least = list(range(1, min(ROWS, tests) + 1))
+    thresholds, counts = prepared(view, ("surface", rule.mode), lambda: counted(view, line, least))
+
+    def clicked() -> None:
+        cell = charts.clicked(st.session_state["surface"])
+        if cell is not None:
+            session.choose("by", "score")
+            session.choose("m", least[cell // len(thresholds)])
+            session.choose("T", float(thresholds[cell % len(thresholds)]))
+
+    figure = surface_figure(thresholds, least, counts, line)
+    config = {"displayModeBar": False}
+    words = in_words(view, line, thresholds, least, counts)
+    st.plotly_chart(figure, key="surface", alt=words, on_select=clicked, selection_mode="points", config=config)
+    st.markdown(words)
+    with st.expander(t("surface.table"), icon=":material/table:"):
+        columns = np.unique(np.linspace(0, len(thresholds) - 1, 9).round().astype(int))
+        told = pd.DataFrame(counts[:, columns], index=least, columns=[f"< {thresholds[column]:g}" for column in columns])
+        st.table(told.rename_axis(t("threshold.occurrences")))
+
+
+def counted(view: View, line: Line, least: list[int]) -> tuple[Thresholds, npt.NDArray[np.int64]]:
+    """Thresholds even on the histogram's scale from the lowest score to 0, and how many entries each would list."""
+    bins = charts.histogram(harm_levels(view, 1, line.rule.mode).counted)
+    thresholds = charts.threshold_steps(bins.axis, 0.0, COLUMNS)
+    return thresholds, surface(view, least, thresholds, line.rule.mode)
+
+
+def surface_figure(thresholds: Thresholds, least: list[int], counts: npt.NDArray[np.int64], line: Line) -> go.Figure:
+    """A cell per pair of settings, darker where more is listed, with the place of the line in view and of the command line's defaults."""
+    places = np.arange(len(thresholds))
+    words = [
+        t("surface.cell", threshold=f"{threshold:g}", occurrences=k, n=int(counts[row, column]))
+        for row, k in enumerate(least)
+        for column, threshold in enumerate(thresholds)
+    ]
+    figure = go.Figure(
+        go.Heatmap(
+            z=np.log1p(counts),
+            x=places,
+            y=least,
+            colorscale=charts.SEQUENTIAL,
+            hoverinfo="skip",
+            xgap=1,
+            ygap=1,
+            colorbar=scale(counts),
+        )
+    )
+    figure.add_scatter(
+        x=np.tile(places, len(least)), y=np.repeat(least, len(places)), mode="markers", customdata=list(range(counts.size)), text=words,
+        marker={"symbol": "square", "size": 20, "opacity": 0}, hovertemplate="%{text}<extra></extra>", showlegend=False,
+    )  # fmt: skip
+    marks = {t("surface.here"): (line.threshold, line.rule.occurrences, "circle"), t("surface.usual"): (USUAL, TIMES, "diamond")}
+    for name, (threshold, k, symbol) in marks.items():
+        if k <= least[-1] and threshold >= thresholds[0]:
+            colour = HERE if symbol == "circle" else "#ffffff"
+            figure.add_scatter(
+                x=[np.interp(threshold, thresholds, places)], y=[k], mode="markers", name=name, hovertemplate=f"{name}<extra></extra>",
+                marker={"symbol": symbol, "size": 15, "color": colour, "line": {"width": 2, "color": charts.INK}},
+            )  # fmt: skip
+    ticks = np.unique(np.linspace(0, len(thresholds) - 1, 9).round().astype(int))
+    figure.update_xaxes(
+        title_text=t("threshold.value"),
+        tickvals=ticks,
+        ticktext=[charts.short(thresholds[place]) for place in ticks],
+        fixedrange=True,
+        range=[-0.5, len(thresholds) - 0.5],
+        showgrid=False,
+    )
+    rows = {"tickvals": least, "range": [0.5, least[-1] + 0.5], "fixedrange": True, "showgrid": False}
+    figure.update_yaxes(title_text=t("threshold.occurrences"), **rows)
+    figure.update_layout(
+        height=110 + 28 * len(least), margin={"l": 0, "r": 0, "t": 30, "b": 0}, font={"family": charts.FONT},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    )  # fmt: skip
+    return figure
+
+
+def scale(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """The colour bar in counts, though colours go by their logarithm."""
+    most = int(counts.max())
+    shown = [count for count in (0, 1, 10, 100, 1_000, 10_000, 100_000, 1_000_000) if count < most] + [most]
+    return {"thickness": 12, "tickvals": np.log1p(shown).tolist(), "ticktext": [charts.short(count) for count in shown]}
+
+
+def in_words(view: View, line: Line, thresholds: Thresholds, least: list[int], counts: npt.NDArray[np.int64]) -> str:
+    """Where the rule stands, and what one occurrence more or less would change."""
+    here = line.rule.occurrences
+    at = {k: int(harm_count(view, k, line)) for k in (here - 1, here, here + 1) if 1 <= k <= len(view.test_pairs)}
+    told = "; ".join(t("surface.at", occurrences=k, n=n) for k, n in at.items())
+    return t("surface.words", threshold=f"{line.threshold:g}", counts=told, most=int(counts.max()))
+
+
+def harm_count(view: View, occurrences: int, line: Line) -> int:
+    levels = prepared(view, ("harm", occurrences, line.rule.mode), lambda: harm_levels(view, occurrences, line.rule.mode))
+    return int(levels.counts(line.threshold)["entries"].iloc[0])
