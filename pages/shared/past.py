@@ -27,7 +27,7 @@ def lists() -> None:
     table(found)
     readable = [past for past in found if not past.problem]
     if readable:
-        look_at(readable)
+        look_at(readable, {past.key: number_of(past, found) for past in found})
     if len(readable) > 1:
         overlap(readable[:COMPARED], found)
 
@@ -37,11 +37,11 @@ def table(found: list[PastList]) -> None:
     rows = [
         {
             "number": number_of(past, found), "when": moment(past.created), "run": past.run_name, "entries": past.entries, "who": past.who,
-            "why": past.why, "rule": rule_in_words(past), "scores": scores_in_words(past),
+            "why": past.why, "scores": scores_in_words(past), "rule": rule_in_words(past),
         }
         for past in found[:MOST]
     ]  # fmt: skip
-    columns = {name: t(f"past.{name}") for name in ("number", "when", "run", "entries", "who", "why", "rule", "scores")}
+    columns = {name: t(f"past.{name}") for name in ("number", "when", "run", "entries", "who", "why", "scores", "rule")}
     st.dataframe(pd.DataFrame(rows), hide_index=True, column_config=columns, height=min(38 + 35 * len(rows), 320))
     st.markdown(f":small[{t('finding.shown', shown=len(rows), total=len(found))}]")
 
@@ -58,9 +58,9 @@ def scores_in_words(past: PastList) -> str:
     return "–" if past.problem else t("past.scores.same" if past.same_scores else "past.scores.changed")
 
 
-def look_at(found: list[PastList]) -> None:
+def look_at(found: list[PastList], numbers: dict[str, int]) -> None:
     """Which angles, or labels, and which takes the entries of one list are of."""
-    names = {past.key: f"{moment(past.created)} · {past.run_name} · {past.entries:,}" for past in found}
+    names = {past.key: f"{numbers[past.key]} · {moment(past.created)} · {past.run_name} · {past.entries:,}" for past in found}
     picker = session.linked("list", found[0].key, valid=names)
     chosen = st.selectbox(t("past.list"), list(names), format_func=names.__getitem__, **picker)
     past = next(past for past in found if past.key == chosen)
@@ -70,22 +70,19 @@ def look_at(found: list[PastList]) -> None:
         widgets.nothing_matches(t("past.empty"))
         return
     with st.container(horizontal=True, gap="large"):
-        places = [st.container(width=440), st.container(width=440)]
+        places = [st.container(width=430), st.container(width=430)]
+    if run.task == "ranking":
+        by_class = by_class.rename(lambda angle: f"{angle:g}°")
     takes = by_take.head(TAKES) if run.task == "ranking" else by_take.head(0)
     for name, counts, place in zip(("classes", "takes"), (by_class, takes), places, strict=True):
         if len(counts):
             with place:
                 what = t(f"past.{name}.angles" if name == "classes" and run.task == "ranking" else f"past.{name}")
                 first = counts.idxmax()
-                told = t("past.words", what=what, n=len(past.named), first=plain(label(first)), count=int(counts.max()))
-                figure = figures.bars(counts.rename(label), x=what, y=t("past.entries"))
+                told = t("past.words", what=what, n=len(past.named), first=plain(str(first)), count=int(counts.max()))
+                figure = figures.bars(counts, x=what, y=t("past.entries"))
                 widgets.chart(figure, key=f"past.{name}", alt=told)
                 st.markdown(told)
-
-
-def label(value: object) -> str:
-    """An angle in degrees, or a name."""
-    return f"{value:g}°" if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool)) else str(value)
 
 
 def overlap(shown: list[PastList], found: list[PastList]) -> None:
