@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from tracin_core.engine.objectives import (
     SampleSettings,
     Settings,
     TrainingSettings,
+    evaluated,
     kept_rows,
     measure,
     output_count,
@@ -37,6 +38,7 @@ from tracin_core.recipe import ClassificationTask, ModelSection, PluginModel, Ra
 __all__ = ["SampleSettings", "TrainingSettings", "measure", "pair_losses", "train", "train_ranker", "training_pairs"]
 
 SIDES = ("train", "validation", "test")
+Keep = Literal["checkpoints", "outputs"]
 RUNAWAY = 100.0  # times the loss at the start, which momentum alone stays below
 OF_LOSS = {"loss", "margin", "ghm_bins", "ghm_alpha", "smoothing", "gamma", "q", "delta"}  # settings that a task can hold
 
@@ -53,6 +55,7 @@ def train(
     exclude_pairs: Collection[frozenset[str]] = frozenset(),
     exclusion_list: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    keep: Keep = "checkpoints",
     **settings: Any,
 ) -> dict[str, Any]:
     """Checkpoints `model_epoch_<N>.pt` in the lab's format and then `training.json` are in the folder; the latter is returned.
@@ -67,6 +70,7 @@ def train(
         task: settings of its loss that it leaves open are the defaults of `TrainingSettings` or `SampleSettings`.
         plugins: folder of plugins, for a plugin's model.
         exclusion_list: where the exclusions come from: `file`, its name, which checkpoints record, and whatever `training.json` should.
+        keep: checkpoints; or outputs alone, those of all samples after the last epoch, as `outputs.npy` ([n], or [n, outputs]).
         settings: fields of `TrainingSettings` for a ranking, else of `SampleSettings`; they go before those of the task.
 
     Raises:
@@ -98,7 +102,7 @@ def train(
         )
     else:
         objective = of_samples(samples, sides["train"], exclude_samples, outputs, task, settings)
-    return descend(network, objective, tensor, samples, sides, folder, exclusion_list, progress)
+    return descend(network, objective, tensor, samples, sides, folder, exclusion_list, progress, keep)
 
 
 def train_ranker(
@@ -172,6 +176,7 @@ def descend(
     folder: Path,
     exclusion_list: Mapping[str, Any] | None,
     progress: Callable[[int, int], None] | None,
+    keep: Keep,
 ) -> dict[str, Any]:
     """Every epoch is trained; what was measured, with the settings, is written last and returned."""
     chosen, kept = objective.settings, objective.kept
@@ -190,7 +195,8 @@ def descend(
             history.append(
                 {"epoch": epoch, "rate_sum": rate_sum, **{f"{side}_{k}": v for side, m in measured.items() for k, v in m.items()}}
             )
-            save_checkpoint(folder, epoch, model, optimizer, objective, history[-1], listed.get("file"))
+            if keep == "checkpoints":
+                save_checkpoint(folder, epoch, model, optimizer, objective, history[-1], listed.get("file"))
         if epoch > 0:
             scheduler.step()  # after saving: a checkpoint records the rate that led to it
         if progress is not None:
@@ -208,8 +214,17 @@ def descend(
         "train_pairs": pairs,
         "exclusions": {**listed, "samples": len(sides["train"]) - len(kept), "pairs": whole - pairs},
     }
+    if keep == "outputs":
+        save_outputs(folder / "outputs.npy", evaluated(model, inputs, np.arange(len(inputs))))
     write_json(folder / "training.json", manifest)
     return manifest
+
+
+def save_outputs(path: Path, outputs: Tensor) -> None:
+    """The outputs are on disk, whole, as float32."""
+    buffer = io.BytesIO()
+    np.save(buffer, outputs.numpy().astype(np.float32))
+    write_whole(path, [buffer.getvalue()])
 
 
 def require_descent(objective: Objective, loss: float, at_start: float, epoch: int) -> None:

@@ -299,6 +299,11 @@ class Run:
         """What the last checkpoint records of the training's settings."""
         return self.manifest.checkpoints[-1].get("arguments") or {}
 
+    @property
+    def training_arguments(self) -> dict[str, Any]:
+        """The settings of the training that the last checkpoint records, as it names them; empty where it records none."""
+        return dict(self._arguments)
+
     def health(self) -> pd.DataFrame:
         """The engine's checks of itself, and the dead test pairs under the recorded loss: check, passed, value (measured), detail."""
         view = self.view()

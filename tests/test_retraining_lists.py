@@ -1,0 +1,136 @@
+"""A list put to the test by retraining: arms, common seeds, equal epochs and steps, and what may be said of it."""
+
+from collections.abc import Iterator
+
+import lab
+import numpy as np
+import pandas as pd
+import pytest
+
+from tracin_core.data.files import read_json
+from tracin_core.errors import InputError, ViewError
+from tracin_core.records.evaluations import Retraining, arms_of, retrainings, settings_of, start_retraining
+from tracin_core.records.runs import Run
+from tracin_core.records.workspace import Workspace, open_workspace
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    made = open_workspace(tmp_path_factory.mktemp("studio"))
+    yield made
+    lab.stop_worker(made)
+
+
+@pytest.fixture(scope="module")
+def run(place: Workspace) -> Run:
+    recordings = lab.make_recordings(place.root / "recordings" / "small")
+    made = place.compute(lab.recipe_for(recordings, lab.train_small(recordings, place.root / "trainings" / "small")))
+    assert isinstance(made, Run)
+    return made
+
+
+RULE = {"threshold": -0.01, "min_occurrences": 1, "max_exclusions": 6, "pair_mode": "ranking_pair"}
+
+
+def test_arms_are_as_long_as_the_list_and_apart_from_it(run: Run) -> None:
+    chosen = run.view().exclusions(**RULE)
+    arms = {arm.name: arm.lines for arm in arms_of(run, chosen, draws=2, seed=0)}
+    assert list(arms) == ["none", "list", "reverse", "random_1", "random_2"]
+    assert arms["none"] == ()
+    assert all(len(lines) == len(chosen) for name, lines in arms.items() if name != "none")
+    assert not set(arms["reverse"]) & set(arms["list"])
+    worth = pd.Series(run.view().mean_influence(), index=run.view().train_pairs["id"])
+    others = worth.drop(list(arms["list"]))
+    assert min(worth[list(arms["reverse"])]) == others.sort_values().iloc[-len(chosen)]
+    assert arms["random_1"] != arms["random_2"]
+    assert {arm.lines for arm in arms_of(run, chosen, draws=2, seed=0)} == set(arms.values())
+
+
+def test_a_list_of_samples_has_arms_of_samples(run: Run) -> None:
+    view = run.view()
+    chosen = view.exclusions(**{**RULE, "pair_mode": "sample", "max_exclusions": 2})
+    arms = {arm.name: arm.lines for arm in arms_of(run, chosen, draws=1, seed=0)}
+    worth = {
+        name: view.mean_influence()[(view.train_pairs[["id1", "id2"]] == name).any(axis=1)].sum() for name in view.train_samples["id"]
+    }
+    best = [name for name in sorted(worth, key=lambda name: -worth[name]) if name not in set(chosen["id"])]
+    assert set(arms["reverse"]) == set(best[: len(chosen)])
+
+
+def test_lists_that_cannot_be_compared_are_refused(run: Run, place: Workspace) -> None:
+    chosen = run.view().exclusions(**RULE)
+    with pytest.raises(ViewError, match="0 examples"):
+        arms_of(run, chosen.head(0), draws=1, seed=0)
+    with pytest.raises(ViewError, match="too few to compare"):
+        arms_of(run, run.view().train_pairs, draws=1, seed=0)
+    with pytest.raises(InputError, match="at least 2 seeds"):
+        start_retraining(place, run, chosen, rule=RULE, seeds=1)
+
+
+def test_a_list_is_retrained_against_its_controls(run: Run, place: Workspace) -> None:
+    chosen = run.view().exclusions(**RULE)
+    job = place.queue.wait(start_retraining(place, run, chosen, rule=RULE, seeds=2, draws=2).id)
+    assert job.state == "done", job.error
+    (found,) = retrainings(place, run)
+    table = found.table
+    assert (found.entries, found.noun, found.measure, found.rule) == (len(chosen), "pair", "accuracy", RULE)
+    counts = table.groupby(["lasting", "arm"]).size()
+    assert set(counts) == {2}
+    assert set(counts.index.get_level_values("arm")) == {"none", "list", "reverse", "random_1", "random_2"}
+    whole = table[table["arm"] == "none"]
+    assert set(table.loc[table["arm"] != "none", "examples"]) == {int(whole["examples"].iloc[0]) - len(chosen)}
+    assert set(table.loc[table["lasting"] == "epochs", "epochs"]) == set(whole["epochs"])
+    told = found.effects().set_index(["lasting", "arm", "against"])
+    rows = table[table["lasting"] == "epochs"]
+    listed = rows[rows["arm"] == "list"].set_index("seed")["score"]
+    random = rows[rows["arm"].str.startswith("random")].groupby("seed")["score"].mean()
+    assert told.loc[("epochs", "list", "random"), "difference"] == pytest.approx((listed - random).mean())
+    # the same training again, by hand, has the same score
+    folder = place.root / "evaluations" / found.number / "epochs-list-1"
+    kept = read_json(folder / "training.json")
+    assert kept["settings"]["seed"] == 1
+    assert kept["exclusions"]["pairs"] == len(chosen)
+    assert np.load(folder / "outputs.npy").shape[0] == sum(kept["split"].values())
+    assert not list(folder.glob("*.pt"))
+
+
+def test_asked_again_nothing_is_trained_again(run: Run, place: Workspace) -> None:
+    chosen = run.view().exclusions(**RULE)
+    before = {file: file.stat().st_mtime_ns for file in (place.root / "evaluations").rglob("training.json")}
+    place.queue.wait(start_retraining(place, run, chosen, rule=RULE, seeds=2, draws=2).id)
+    assert {file: file.stat().st_mtime_ns for file in (place.root / "evaluations").rglob("training.json")} == before
+    assert len(retrainings(place, run)) == 1
+
+
+def test_settings_are_those_of_the_training_and_what_is_assumed_is_named(run: Run) -> None:
+    settings, assumed = settings_of(run)
+    assert settings["learning_rate"] == run.training_arguments["learning_rate"]
+    assert settings["batch_pairs"] == run.training_arguments["batch_size"]
+    assert settings["loss"] == run.loss.name
+    assert assumed == []
+
+
+def finished(scores: dict[str, list[float]], measure: str = "accuracy") -> Retraining:
+    rows = [
+        {"lasting": "epochs", "arm": arm, "seed": seed, "score": score, "loss": 0.0, "examples": 9, "epochs": 5}
+        for arm, values in scores.items()
+        for seed, score in enumerate(values)
+    ]
+    return Retraining("e", "r", "d", {}, 3, "pair", measure, (), 0.0, "", pd.DataFrame(rows))
+
+
+@pytest.mark.parametrize(
+    ("listed", "measure", "told"),
+    [
+        ([0.91, 0.92, 0.90], "accuracy", "helps"),
+        ([0.71, 0.72, 0.70], "accuracy", "harms"),
+        ([0.81, 0.70, 0.93], "accuracy", "unproven"),
+        ([0.91, 0.92, 0.90], "error", "harms"),
+    ],
+)
+def test_the_verdict_is_against_random_and_needs_its_interval(listed: list[float], measure: str, told: str) -> None:
+    arms = {"none": [0.8, 0.8, 0.8], "list": listed, "reverse": [0.7] * 3, "random_1": [0.8, 0.81, 0.8], "random_2": [0.8, 0.81, 0.79]}
+    found = finished(arms, measure)
+    assert found.verdict("epochs") == told
+    effects = found.effects().set_index(["arm", "against"])
+    assert effects.loc[("reverse", "none"), "difference"] == pytest.approx(0.1 if measure == "error" else -0.1)

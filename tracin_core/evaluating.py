@@ -1,0 +1,107 @@
+"""Jobs that put scores to the test: trainings with and without what an exclusion list names, side by side."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tracin_core.data.files import read_json, write_json
+from tracin_core.reading import plugins_of, read_dataset
+from tracin_core.recipe import Recipe
+from tracin_core.records.evaluations import MEASURE
+from tracin_core.records.interchange import training_exclusions
+from tracin_core.records.progress import Progress
+
+
+def retrain(progress: Progress) -> dict[str, Any]:
+    """Every arm is trained with every seed; the test scores are in `evaluations/<evaluation>/result.json`.
+
+    A training that was done before the job was interrupted is found on disk.
+    """
+    request = progress.job.request
+    recipe = Recipe.from_dict(request["recipe"])
+    folder = progress.workspace.root / "evaluations" / request["evaluation"]
+    dataset = read_dataset(progress, recipe)
+    asked = [
+        (lasting, arm, seed)
+        for lasting in request["lasting"]
+        for seed in request["seeds"]
+        for arm in request["arms"]
+        if arm["name"] != "none" or lasting == request["lasting"][0]  # the whole data set takes as many steps either way
+    ]
+    progress.step("retraining", len(asked))
+    whole: dict[int, dict[str, Any]] = {}
+    rows = []
+    for done, (lasting, arm, seed) in enumerate(asked):
+        settings = {**request["settings"], "seed": seed}
+        if lasting == "steps":
+            settings["epochs"] = epochs_for(whole[seed], arm, recipe, dataset, request["settings"])
+        place = folder / f"{lasting}-{arm['name']}-{seed}"
+        told = trained(progress, recipe, dataset, place, settings, arm["lines"], done=done, total=len(asked))
+        if arm["name"] == "none":
+            whole[seed] = told
+        rows.append({"lasting": lasting, "arm": arm["name"], "seed": seed, **outcome(told, recipe)})
+        progress.advance(done + 1)
+    kept = {name: request[name] for name in ("run", "digest", "rule", "entries", "noun", "assumed", "settings")}
+    result = {**kept, "measure": MEASURE[recipe.task.kind], "created": time.time(), "who": progress.job.who, "table": rows}
+    write_json(folder / "result.json", result)
+    return {"evaluation": request["evaluation"], "run_id": request["run"]}
+
+
+def trained(
+    progress: Progress,
+    recipe: Recipe,
+    dataset: Any,
+    folder: Path,
+    settings: dict[str, Any],
+    lines: list[str],
+    *,
+    done: int,
+    total: int,
+) -> dict[str, Any]:
+    """What `training.json` of this training says; it is done now unless it was before."""
+    if not (folder / "training.json").exists():
+        from tracin_core.engine.training import train
+
+        samples, inputs, _ = dataset
+        excluded = training_exclusions(lines, samples)
+        train(
+            inputs,
+            samples,
+            folder,
+            model=recipe.model,
+            task=recipe.task,
+            plugins=plugins_of(progress.workspace),
+            exclude_samples=excluded.samples,
+            exclude_pairs=excluded.pairs,
+            progress=lambda epoch, epochs: progress.advance(done, total) if epochs else None,
+            keep="outputs",
+            **{**settings, "save_epochs": (settings["epochs"],)},
+        )
+    told: dict[str, Any] = read_json(folder / "training.json")
+    return told
+
+
+def epochs_for(whole: dict[str, Any], arm: dict[str, Any], recipe: Recipe, dataset: Any, settings: dict[str, Any]) -> int:
+    """So many epochs of the smaller training side take as many steps as the whole one took, to within an epoch."""
+    from tracin_core.engine.objectives import kept_rows, training_pairs
+
+    samples = dataset[0]
+    excluded = training_exclusions(arm["lines"], samples)
+    rows = (samples["split"] == "train").to_numpy().nonzero()[0]
+    kept = kept_rows(samples, rows, excluded.samples, recipe.task.kind)
+    left = len(training_pairs(samples, kept, excluded.pairs)["target"]) if recipe.task.kind == "ranking" else len(kept)
+    batch = int(whole["settings"].get("batch_pairs") or whole["settings"]["batch_size"])
+    everything = whole["train_pairs"] or whole["train_samples"]
+    steps = -(-everything // batch) * int(settings["epochs"])
+    return int(max(1, round(steps / -(-left // batch))))
+
+
+def outcome(told: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The test side's figures of one training."""
+    last = told["history"][-1]
+    return {
+        "score": last[f"test_{MEASURE[recipe.task.kind]}"],
+        "loss": last["test_loss"],
+        "examples": told["train_pairs"] or told["train_samples"],
+        "epochs": told["settings"]["epochs"],
+    }

@@ -1,0 +1,231 @@
+"""Exclusion lists put to the test: what was asked to be retrained, and what came of it.
+
+A list is judged against training without it, against as many examples left out at random, and against its reverse (the most helpful ones),
+with common seeds, the split fixed, and the effect measured on the test side, which neither the training nor the influence has seen.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import pandas as pd
+
+from tracin_core.data.files import read_json
+from tracin_core.errors import InputError, ViewError
+from tracin_core.records.jobs import Job
+from tracin_core.records.report.decisions import own_training
+from tracin_core.records.runs import Run
+from tracin_core.records.store import digest_of
+from tracin_core.scores.evaluation import Effect, paired_effect
+from tracin_core.scores.rollups import roll_up
+
+if TYPE_CHECKING:
+    from tracin_core.records.workspace import Workspace
+
+Lasting = Literal["epochs", "steps"]
+SEEDS: Final = 3
+DRAWS: Final = 3
+FOLLOWED: Final = ("epochs", "learning_rate", "schedule", "momentum", "batch_pairs", "batch_size")  # of the run's own training
+MEASURE: Final = {"ranking": "accuracy", "classification": "accuracy", "regression": "error"}
+Verdict = Literal["helps", "harms", "unproven"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one kind of training leaves out."""
+
+    name: str  # none, list, reverse, random_1, ...
+    lines: tuple[str, ...]
+
+
+def arms_of(run: Run, chosen: pd.DataFrame, *, draws: int, seed: int) -> list[Arm]:
+    """None, the list, its reverse, and random draws of as many examples from the training side.
+
+    The reverse of a list of k pairs (or samples) are the k with the highest mean influence (of samples: summed over all their pairs).
+
+    Raises:
+        ViewError: the list is empty, names what is not on the training side, or leaves nothing to draw from.
+    """
+    view = run.view()
+    of_pairs = "id1" in chosen.columns
+    table = view.train_pairs if of_pairs else view.train_samples
+    ids = table["id"].to_numpy(dtype=object)
+    names = chosen["id"].tolist()
+    if not names or not set(names) <= set(ids.tolist()):
+        raise ViewError(f"The list names {len(names)} examples, not all of them on the training side; choose a list of this run.")
+    if 2 * len(names) > len(ids):
+        raise ViewError(
+            f"The list names {len(names)} of {len(ids)} examples, which leaves too few to compare with; choose a shorter one."
+        )
+    worth = view.mean_influence()
+    if not of_pairs and run.noun == "pair":
+        worth = roll_up(worth, view.train_pairs, view.train_samples.assign(_row=np.arange(len(ids))), by="_row", ends="both")[
+            "sum_both"
+        ]
+    helpful = np.argsort(-np.asarray(worth, dtype=float), kind="stable")
+    taken = set(names)
+    reverse = [name for name in ids[helpful].tolist() if name not in taken][: len(names)]
+    generator = np.random.default_rng(seed)
+    drawn = [tuple(sorted(generator.choice(ids, len(names), replace=False).tolist())) for _ in range(draws)]
+    random = [Arm(f"random_{number}", lines) for number, lines in enumerate(drawn, start=1)]
+    return [Arm("none", ()), Arm("list", tuple(names)), Arm("reverse", tuple(reverse)), *random]
+
+
+def start_retraining(
+    place: "Workspace",
+    run: Run,
+    chosen: pd.DataFrame,
+    *,
+    rule: dict[str, Any],
+    seeds: int = SEEDS,
+    draws: int = DRAWS,
+    lasting: Sequence[Lasting] = ("epochs", "steps"),
+) -> Job:
+    """The list is being retrained in the background; the same question is one evaluation, and what is trained already is not redone.
+
+    Args:
+        chosen: as `view.exclusions` gives it.
+        rule: what made the list, kept with the result.
+        seeds: of training, the same in each arm; at least 2, or there is no interval.
+        lasting: equal epochs (fewer examples make fewer steps), equal steps (to within an epoch), or both.
+
+    Raises:
+        InputError: the run has no test side, its data are gone, or there would be no interval.
+        ViewError: as `arms_of`.
+    """
+    if seeds < 2 or draws < 1 or not lasting:
+        raise InputError(f"{seeds} seeds and {draws} random draws show no difference; choose at least 2 seeds and 1 draw.")
+    if run.splits.get("test") is None or run.splits["test"].empty:
+        raise InputError(
+            f"Run '{run.name}' has no test side to measure an effect on that influence has not seen; split the data with one "
+            f"(`[split]` in docs/your-data.md) and train again."
+        )
+    place.data_files(run.recipe)
+    settings, assumed = settings_of(run)
+    asked = {
+        "run": run.id,
+        "digest": run.digest,
+        "recipe": run.recipe.to_dict(),
+        "settings": settings,
+        "rule": rule,
+        "entries": len(chosen),
+        "noun": "pair" if "id1" in chosen.columns else "sample",
+        "seeds": list(range(1, seeds + 1)),
+        "lasting": list(lasting),
+    }
+    number = digest_of([asked, sorted(chosen["id"].tolist()), draws])[:12]
+    arms = arms_of(run, chosen, draws=draws, seed=int(number, 16))
+    request = {
+        **asked,
+        "evaluation": number,
+        "assumed": assumed,
+        "arms": [{"name": arm.name, "lines": list(arm.lines)} for arm in arms],
+    }
+    return place.queue.submit("retraining", request, title=f"{run.name}: {len(chosen)} left out", who=place.who)
+
+
+def settings_of(run: Run) -> tuple[dict[str, Any], list[str]]:
+    """The settings of the run's training, and the names of those that nothing records, which are this product's defaults then."""
+    own = own_training(run)
+    known = dict(own["settings"]) if own is not None else {}
+    recorded: dict[str, Any] = {**run.training_arguments, **{name: known[name] for name in FOLLOWED if name in known}}
+    batch = "batch_pairs" if run.task == "ranking" else "batch_size"
+    settings: dict[str, Any] = {
+        name: recorded[name] for name in ("epochs", "learning_rate", "schedule", "momentum") if name in recorded
+    }
+    size = recorded.get(batch) or recorded.get("batch_size")
+    if size is not None:
+        settings[batch] = int(size)
+    settings.setdefault("epochs", int(run.checkpoints["epoch"].max()))
+    settings |= {name: getattr(run.loss, name) for name in ("margin", "ghm_bins", "ghm_alpha") if hasattr(run.loss, name)}
+    settings["loss"] = run.loss.name
+    return settings, [name for name in ("learning_rate", "schedule", "momentum", batch) if name not in settings]
+
+
+# ---- what came of it ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """A finished evaluation of one list.
+
+    Attributes:
+        table: one row per training: lasting, arm, seed, score (test side), loss, examples (trained on), epochs.
+        measure: accuracy, larger is better; or error, smaller is.
+    """
+
+    number: str
+    run_id: str
+    digest: str
+    rule: dict[str, Any]
+    entries: int
+    noun: str
+    measure: str
+    assumed: tuple[str, ...]
+    created: float
+    who: str
+    table: pd.DataFrame
+
+    @property
+    def lasting(self) -> list[str]:
+        return list(dict.fromkeys(self.table["lasting"]))
+
+    def effect(self, arm: str, against: str, lasting: str) -> Effect:
+        """The change of the test score, in the direction that is better, paired by seed; `random` is the mean of the draws of each seed."""
+        sign = -1.0 if self.measure == "error" else 1.0
+        return paired_effect(sign * self._by_seed(arm, lasting), sign * self._by_seed(against, lasting))
+
+    def verdict(self, lasting: str) -> Verdict:
+        """Whether the list did better than as many examples at random: helps, harms, or unproven where the interval holds 0."""
+        difference = self.effect("list", "random", lasting).difference
+        return "helps" if difference.is_above else "harms" if difference.is_below else "unproven"
+
+    def effects(self) -> pd.DataFrame:
+        """One row per question: lasting, arm, against, difference, low, high, wins, losses, p."""
+        rows = []
+        for lasting in self.lasting:
+            for arm, against in (("list", "none"), ("list", "random"), ("random", "none"), ("reverse", "none")):
+                found = self.effect(arm, against, lasting)
+                told = {"difference": found.difference.mean, "low": found.difference.low, "high": found.difference.high}
+                rows.append(
+                    {
+                        "lasting": lasting,
+                        "arm": arm,
+                        "against": against,
+                        **told,
+                        "wins": found.wins,
+                        "losses": found.losses,
+                        "p": found.p,
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def _by_seed(self, arm: str, lasting: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        rows = self.table[self.table["lasting"] == (lasting if arm != "none" else self.lasting[0])]
+        of_arm = rows[rows["arm"].str.startswith("random_") if arm == "random" else rows["arm"] == arm]
+        return of_arm.groupby("seed")["score"].mean().sort_index().to_numpy(dtype=np.float64)
+
+
+def retrainings(place: "Workspace", run: Run) -> list[Retraining]:
+    """The finished evaluations of the run's lists, newest first; a file that cannot be read is not among them."""
+    found = []
+    for file in (place.root / "evaluations").glob("*/result.json"):
+        result = read_result(file)
+        if result is not None and result.run_id == run.id:
+            found.append(result)
+    return sorted(found, key=lambda result: -result.created)
+
+
+def read_result(file: Path) -> Retraining | None:
+    """What the worker wrote of a finished evaluation; None while it is not whole."""
+    try:
+        told = read_json(file)
+        return Retraining(
+            file.parent.name, told["run"], told["digest"], told["rule"], told["entries"], told["noun"], told["measure"],
+            tuple(told["assumed"]), told["created"], told["who"], pd.DataFrame(told["table"]),
+        )  # fmt: skip
+    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        return None
