@@ -158,23 +158,20 @@ def listed(page_link: Callable[..., None]) -> None:
         sought = str(st.text_input(t("finding.find"), width=320, **session.linked("find", ""))).casefold()
         found = [view for view in views if sought in f"{view.title}\n{view.note}\n{view.author}".casefold()]
         st.markdown(f":small[{t('finding.shown', shown=min(len(found), MOST), total=len(views))}]")
+        here = set(session.finished_runs()["id"])
         for saved in found[:MOST]:
-            one(saved, page_link)
+            one(saved, page_link, is_here=saved.run in here)
         export(views)
     removed()
 
 
-def one(saved: SavedView, page_link: Callable[..., None]) -> None:
+def one(saved: SavedView, page_link: Callable[..., None], *, is_here: bool) -> None:
     """One saved view: title, note, who and when, its link, and how to change it."""
     with st.container(border=True):
         st.markdown(f"**{plain(saved.title)}**")
         who = plain(saved.author) or t("finding.nobody")
         place = t(f"page.{saved.page}") if has(f"page.{saved.page}") else plain(saved.page)
-        run = (
-            plain(saved.run_name)
-            if saved.run in set(session.finished_runs()["id"])
-            else t("finding.no_run", run=plain(saved.run_name))
-        )
+        run = plain(saved.run_name) if is_here else t("finding.no_run", run=plain(saved.run_name))
         edited = t("finding.edited", when=moment(saved.edits[-1]["created"])) if saved.edits else ""
         st.markdown(f":small[{' · '.join(filter(None, [place, run, who, moment(saved.created), edited]))}]")
         if saved.note:
