@@ -17,14 +17,16 @@ import pandas as pd
 import pytest
 from conftest import visit
 from playwright.sync_api import Page, expect
+from test_import import computed, files_of, per_batch
 
 from tracin_core.errors import InputError, ViewError
 from tracin_core.recipe import Recipe
 from tracin_core.records import report
+from tracin_core.records.imports import import_scores
 from tracin_core.records.report import decisions, facts, sentences
 from tracin_core.records.report.decisions import Listed, Retrained, Trainings
 from tracin_core.records.report.facts import Cases, Health, Losses, Notable, Signs, Spread, Strongest
-from tracin_core.records.report.rendering import as_markdown, plain
+from tracin_core.records.report.rendering import as_html, as_markdown, plain
 from tracin_core.records.report.sections import SECTIONS, document
 from tracin_core.records.report.sentences import Sentences
 from tracin_core.records.report.texts import LANGUAGES, Words, catalogue
@@ -129,7 +131,7 @@ def test_a_form_for_samples_takes_no_more_than_the_text_it_stands_for() -> None:
     texts = catalogue("en")
     for key in (key for key in texts if "@" in key):
         base, _, examples = key.partition("@")
-        assert examples == "sample"
+        assert examples in ("sample", "imported")
         assert placeholders(texts[key]) <= placeholders(texts[base]), key
 
 
@@ -307,7 +309,7 @@ def test_the_facts_are_those_of_plain_loops(ranking: Run, loss: Any) -> None:
     assert dict(zip(found.recurring.table["group"], found.recurring.table["chosen"], strict=True)) == {
         sample: times[sample] for sample in view.train_samples["id"]
     }
-    of_gap = facts.by_gap(view, own, mean)
+    of_gap = facts.by_gap(view, {"self_influence": own})
     for _, row in of_gap.iterrows():
         own_of = [own[place] for place, gap in enumerate(view.train_pairs["gap"]) if gap == row["group"]]
         assert (int(row["n"]), row["self_influence"]) == (len(own_of), pytest.approx(sum(own_of) / len(own_of)))
@@ -447,6 +449,40 @@ def test_markdown_says_a_name_as_it_is(text: str) -> None:
 
 def test_without_a_workspace_a_report_says_that_nobody_looked(classes: Run) -> None:
     assert report.report_markdown(classes).count(catalogue("en")["lists.not_looked"]) == 2
+
+
+@pytest.mark.parametrize("held", [("self_influence", "influence"), ("self_influence",), ("influence",)])
+def test_an_imported_run_is_told_by_what_its_files_hold(held: tuple[str, ...], tmp_path: Path) -> None:
+    """Of gradients and checkpoints, which score files do not know, nothing is said; what they lack is."""
+    place = open_workspace(tmp_path / "workspace")
+    files = files_of(tmp_path)
+    run = import_scores(place, **{f"{part}_file": files[f"{part}_file"] for part in held})
+    for language in LANGUAGES:
+        told = document(run, language, place)
+        words = Words(language, "pair", imported=True)
+        text = as_markdown(told)
+        assert as_html(told)
+        assert told.warning == ""
+        for part in ("self_influence", "influence"):
+            assert (words(f"lacks.{part}") in text) == (part not in held)
+        refused = {section.key for section in told.sections if words("refused", reason="") in str(section.blocks)}
+        assert refused == {"losses"}
+    assert "gradient" not in report.report_markdown(run, place=place)
+
+
+def test_what_imported_numbers_are_not_is_said_before_any_of_them(tmp_path: Path) -> None:
+    place = open_workspace(tmp_path / "workspace")
+    files = files_of(tmp_path)
+    records = json.loads(files["self_influence_file"].read_text())
+    for (pair, record), value in zip(records.items(), per_batch(computed().self_influence()), strict=True):
+        records[pair] = {**record, "tracin_self_influence": value}
+    files["self_influence_file"].write_text(json.dumps(records))
+    run = import_scores(place, **files)
+    assert run.verdict
+    for told in (report.report_html(run, place=place), report.report_markdown(run, place=place)):
+        warned = told.index("These numbers are not per-pair influences.")
+        assert warned < told.index("Settings</h2>" if "<html" in told else "## Settings")
+        assert "shared with another pair" in told[warned : warned + 500]
 
 
 def test_a_large_run_stays_small(pages: Callable[..., str], large: Run) -> None:

@@ -84,3 +84,4 @@ class Document:
     contents: str  # what the list of sections is called
     sections: tuple[Section, ...]
     footer: tuple[str, ...]
+    warning: str = ""  # what a reader must know before any number

@@ -118,7 +118,7 @@ def trainings(place: "Workspace", run: Run, known: list[Listed]) -> Trainings:
 def own_training(run: Run) -> dict[str, Any] | None:
     """What the training beside the run's checkpoints measured; None where it is not there, or is of other checkpoints than the run's."""
     told = manifest(Path(run.recipe.checkpoints.folder) / "training.json")
-    if told is None:
+    if told is None or run.checkpoints.empty:
         return None
     last, recorded = told["history"][-1], run.checkpoints.iloc[-1]
     same = last.get("epoch") == int(recorded["epoch"]) and last.get("validation_loss") == recorded.get("validation_loss")

@@ -1,6 +1,6 @@
 """What a report says of scores, as numbers. Nothing here is a word, and nothing rounds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from tracin_core.errors import ViewError
 from tracin_core.records.runs import Run, number_or_none
 from tracin_core.scores.influence import Array, top_share
 from tracin_core.scores.rollups import Comparison, Recurrence, ghm_and_margin, live_tests, most_harmful, recurrence, roll_up
@@ -41,7 +42,8 @@ class Health:
 
 def health(run: Run, view: View) -> Health:
     """The run's checks and its recorded accuracy."""
-    accuracy = number_or_none(run.checkpoints.iloc[-1].get("validation_accuracy"))
+    known = run.checkpoints
+    accuracy = number_or_none(known.iloc[-1].get("validation_accuracy")) if len(known) else None
     labels = run.splits["validation"]["label"] if run.task == "classification" else None
     return Health(
         run.health(),
@@ -91,21 +93,19 @@ def signs(mean: Array) -> Signs:
 # ---- groups -------------------------------------------------------------------------------------------------------------------------
 
 
-def by_group(view: View, own: Array, mean: Array | None) -> pd.DataFrame:
-    """Per angle of a pair's two samples, or per group of samples: group, n, self_influence, mean_influence (where there is one)."""
-    by = "angle" if view.train.noun == "pair" else "group"
-    return _rolled(view, own, mean, by, "both")
+def by_group(view: View, scores: Mapping[str, Array]) -> pd.DataFrame:
+    """Per angle of a pair's two samples, or per group of samples: group, n, and the mean of each score."""
+    return _rolled(view, scores, "angle" if view.train.noun == "pair" else "group", "both")
 
 
-def by_gap(view: View, own: Array, mean: Array | None) -> pd.DataFrame:
-    """Per difference of the two angles: group, n, self_influence, mean_influence (where there is one)."""
-    return _rolled(view, own, mean, "gap", "own")
+def by_gap(view: View, scores: Mapping[str, Array]) -> pd.DataFrame:
+    """Per difference of the two angles: group, n, and the mean of each score."""
+    return _rolled(view, scores, "gap", "own")
 
 
-def _rolled(view: View, own: Array, mean: Array | None, by: str, ends: Any) -> pd.DataFrame:
-    scores = {"self_influence": own} | ({} if mean is None else {"mean_influence": mean})
+def _rolled(view: View, scores: Mapping[str, Array], by: str, ends: Any) -> pd.DataFrame:
     rolled = {name: roll_up(values, view.train_pairs, view.train_samples, by=by, ends=ends) for name, values in scores.items()}
-    table = rolled["self_influence"][["group", "n"]].assign(**{name: part["mean"] for name, part in rolled.items()})
+    table = next(iter(rolled.values()))[["group", "n"]].assign(**{name: part["mean"] for name, part in rolled.items()})
     return table[table["n"] > 0].reset_index(drop=True)
 
 
@@ -140,12 +140,14 @@ class Strongest:
     notable: Notable
     test: pd.Series
     value: float
-    contributions: tuple[float, ...]
+    contributions: tuple[float, ...]  # none where an import did not hold them
     checkpoints: tuple[str, ...]
 
     @property
     def main_checkpoint(self) -> tuple[str, float] | None:
         """The checkpoint of at least three that adds more than half of all that is negative, with its share; None: no single one does."""
+        if not self.contributions:
+            return None
         terms = np.asarray(self.contributions)
         below = float(terms[terms < 0].sum())
         place = int(terms.argmin())
@@ -212,10 +214,11 @@ def _harm(view: View) -> tuple[npt.NDArray[np.int64], tuple[int, int, float] | N
 
 def _strongest(view: View, row: int, test: int, value: float, *, notable: Any) -> Strongest:
     train_id, test_id = str(view.train_pairs["id"].iloc[row]), str(view.test_pairs["id"].iloc[test])
-    terms = view.contributions(train_id, test_id)
-    return Strongest(
-        notable(row), view.test_pairs.iloc[test], value, tuple(np.asarray(terms).tolist()), tuple(view.checkpoint_names)
-    )
+    try:
+        terms = tuple(np.asarray(view.contributions(train_id, test_id)).tolist())
+    except ViewError:
+        terms = ()
+    return Strongest(notable(row), view.test_pairs.iloc[test], value, terms, tuple(view.checkpoint_names))
 
 
 # ---- another loss on the same kernels -----------------------------------------------------------------------------------------------

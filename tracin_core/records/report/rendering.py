@@ -78,6 +78,7 @@ def as_markdown(document: Document) -> str:
     """Headings, sentences and tables; a chart and a picture as what is said of them."""
     mark = f"**{plain(document.simulated)}** " if document.simulated else ""
     parts = [f"# {mark}{plain(document.title)}", plain(document.lead)]
+    parts += [f"> {plain(document.warning)}"] if document.warning else []
     for section in document.sections:
         parts.append(f"## {plain(section.title)}")
         parts += [part for block in section.blocks if (part := block_as_markdown(block, mark))]

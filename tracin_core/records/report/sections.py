@@ -51,13 +51,18 @@ class Subject:
         return self.run.view()
 
     @cached_property
-    def own(self) -> Array:
-        return self.view.self_influence()
+    def scores(self) -> dict[str, Array]:
+        """Of every training example: self_influence, and mean_influence where a test is live; of an imported run, what its files hold."""
+        own = {} if "self_influence" in self.run.lacks else {"self_influence": self.view.self_influence()}
+        without = "influence" in self.run.lacks or self.view.dead_tests.all()
+        return own | ({} if without else {"mean_influence": self.view.mean_influence()})
 
     @cached_property
-    def mean(self) -> Array | None:
-        """None: every test is dead."""
-        return None if self.view.dead_tests.all() else self.view.mean_influence()
+    def missing(self) -> list[Block]:
+        """Why a score is not told."""
+        told = [f"lacks.{part}" for part in ("self_influence", "influence") if part in self.run.lacks]
+        dead = "influence" not in self.run.lacks and "mean_influence" not in self.scores
+        return [Text(self.words(key)) for key in [*told, *(["tests.none_live"] if dead else [])]]
 
     @cached_property
     def lists(self) -> list[decisions.Listed]:
@@ -89,7 +94,7 @@ def document(run: Run, language: str, place: "Workspace | None") -> Document:
         ViewError: there is no such language.
     """
     catalogue(language)
-    words = Words(language, run.noun)
+    words = Words(language, run.noun, imported=run.kind == "scores")
     subject = Subject(run, words, place)
     train, test = run.counts
     about = {"data": run.recipe.data.title, "task": words(f"task.{run.task}"), "loss": run.loss.describe()}
@@ -101,6 +106,7 @@ def document(run: Run, language: str, place: "Workspace | None") -> Document:
         words("contents"),
         tuple(section(name, write, subject) for name, write in SECTIONS.items()),
         footer(run, words),
+        words("warning", reasons="; ".join(run.verdict)) if run.verdict else "",
     )
 
 
@@ -122,25 +128,27 @@ def settings(subject: Subject) -> list[Block]:
     mark: list[Block] = [Text(words("settings.simulated"))] if subject.run.simulated else []
     rows = tuple((words(f"setting.{name}"), value) for name, value in told_settings(subject.run, words).items())
     table = Table(words("settings.table"), subject.names("setting", "value"), rows)
+    if words.imported:
+        return [*mark, table, files(subject)]
     return [*mark, table, checkpoints(subject), Code(words("settings.recipe"), subject.run.recipe.to_toml())]
 
 
 def told_settings(run: Run, words: Words) -> dict[str, str]:
+    """Of an imported run only what its files say."""
     sizes = {side: len(run.splits[side]) for side in ("train", "validation", "test")}
-    margin = {"margin": f"{run.loss.margin:g}"} if isinstance(run.loss, PairLoss) else {}
-    return {
-        "name": f"{run.name} ({run.id})",
-        "data": run.recipe.data.title,
-        "task": words(f"task.{run.task}"),
-        "loss": run.loss.describe(),
-        **margin,
-        "weights": words("setting.weights.uniform"),
-        "split": words("setting.split.value", rule=run.recipe.split.rule, **sizes),
-        "layers": ", ".join(run.layers),
-        "computed": moment(run.created),
-        "digest": run.digest,
-        "versions": versions(run),
-    }
+    known = {} if words.imported else {"weights": words("setting.weights.uniform"), "layers": ", ".join(run.layers)}
+    split = {} if words.imported else {"split": words("setting.split.value", rule=run.recipe.split.rule, **sizes)}
+    margin = {"margin": f"{run.loss.margin:g}"} if isinstance(run.loss, PairLoss) and np.isfinite(run.loss.margin) else {}
+    about = {"name": f"{run.name} ({run.id})", "data": run.recipe.data.title, "task": words(f"task.{run.task}")}
+    made = {"computed": moment(run.created), "digest": run.digest} | ({"versions": versions(run)} if versions(run) else {})
+    return {**about, "loss": run.loss.describe(), **margin, **known, **split, **made}
+
+
+def files(subject: Subject) -> Table:
+    """The score files of an imported run."""
+    words, known = subject.words, subject.run.manifest.scores["files"]
+    rows = tuple((words(f"part.{file['part']}"), str(file["file"]), str(file["sha256"])[:12]) for file in known)
+    return Table(words("settings.files"), subject.names("score", "file", "sha256"), rows)
 
 
 def checkpoints(subject: Subject) -> Table:
@@ -181,24 +189,20 @@ def health(subject: Subject) -> list[Block]:
 
 def distribution(subject: Subject) -> list[Block]:
     """How self-influence and mean influence are spread."""
-    words, scores = subject.words, {"self_influence": subject.own}
-    if subject.mean is not None:
-        scores["mean_influence"] = subject.mean
-    said = {"self_influence": sentences.of_spread(facts.spread(subject.own))}
-    if subject.mean is not None:
-        said["mean_influence"] = sentences.of_signs(facts.signs(subject.mean))
-    blocks: list[Block] = []
+    words, scores = subject.words, subject.scores
+    say: dict[str, Callable[[Array], Sentences]] = {
+        "self_influence": lambda own: sentences.of_spread(facts.spread(own)),
+        "mean_influence": lambda mean: sentences.of_signs(facts.signs(mean)),
+    }
+    blocks = list(subject.missing)
     for name, values in scores.items():
-        blocks += subject.text(said[name])
+        blocks += subject.text(say[name](values))
         if values.any():
             blocks.append(histogram(subject, name, values))
     at = {name: charts.quantiles(values) for name, values in scores.items()}
     rows = tuple((words(f"score.{name}"), *(short(value) for value in told.values())) for name, told in at.items())
-    shares = tuple(f"{share:.0%}" for share in charts.QUANTILES)
-    return [
-        *blocks,
-        Table(words("distribution.quantiles"), (words("column.score"), *shares), rows, frozenset(range(1, 1 + len(shares)))),
-    ]
+    names = (words("column.score"), *(f"{share:.0%}" for share in charts.QUANTILES))
+    return [*blocks, Table(words("distribution.quantiles"), names, rows, frozenset(range(1, len(names))))]
 
 
 def histogram(subject: Subject, name: str, values: Array) -> Chart:
@@ -217,15 +221,14 @@ def histogram(subject: Subject, name: str, values: Array) -> Chart:
 
 def groups(subject: Subject) -> list[Block]:
     """Scores by angle pair, by angle and by angle difference; or by group of samples."""
-    scores = {"self_influence": subject.own} | ({} if subject.mean is None else {"mean_influence": subject.mean})
-    grids = {name: subject.view.angle_grid(values) for name, values in scores.items()}
+    grids = {name: subject.view.angle_grid(values) for name, values in subject.scores.items()}
     blocks = [block for name, grid in grids.items() for block in cells(subject, name, grid)]
-    if subject.run.task == "classification" and subject.mean is not None:
+    if subject.run.task == "classification" and "mean_influence" in subject.scores:
         blocks += matrix(subject)
     if subject.run.noun == "pair":
-        gaps = facts.by_gap(subject.view, subject.own, subject.mean)
+        gaps = facts.by_gap(subject.view, subject.scores)
         blocks += [grid_table(subject, grids), *subject.text(sentences.of_gaps(gaps)), rolled(subject, gaps, "gap")]
-    return [*blocks, rolled(subject, facts.by_group(subject.view, subject.own, subject.mean), "group")]
+    return [*blocks, rolled(subject, facts.by_group(subject.view, subject.scores), "group")]
 
 
 def cells(subject: Subject, name: str, grid: pd.DataFrame) -> list[Block]:
@@ -239,8 +242,8 @@ def cells(subject: Subject, name: str, grid: pd.DataFrame) -> list[Block]:
 
 
 def grid_table(subject: Subject, grids: dict[str, pd.DataFrame]) -> Table:
-    """The cells of the grids side by side, highest self-influence first."""
-    first = grids["self_influence"].sort_values("mean", ascending=False, kind="stable")
+    """The cells of the grids side by side, highest first by the first score."""
+    first = next(iter(grids.values())).sort_values("mean", ascending=False, kind="stable")
     others = [grid.set_index(["low", "high"]).loc[list(zip(first["low"], first["high"], strict=True))] for grid in grids.values()]
     values = [part[name].map(short).tolist() for part in others for name in ("mean", "median")]
     names = [sentences.cell_name(cell) for _, cell in first.iterrows()]
@@ -287,48 +290,46 @@ def rolled(subject: Subject, table: pd.DataFrame, by: str) -> Table:
 
 def examples(subject: Subject) -> list[Block]:
     """The highest self-influence, the most harmful and the most helpful in the mean."""
-    words = subject.words
-    blocks: list[Block] = [Text(words("examples.what"))]
-    blocks += ranked(subject, "highest", subject.own, np.flatnonzero(subject.own > 0), ascending=False)
-    if subject.mean is None:
-        return [*blocks, Text(words("tests.none_live"))]
-    blocks += ranked(subject, "harmful", subject.mean, np.flatnonzero(subject.mean < 0), ascending=True)
-    return blocks + ranked(subject, "helpful", subject.mean, np.flatnonzero(subject.mean > 0), ascending=False)
+    lists = {"highest": ("self_influence", 1), "harmful": ("mean_influence", -1), "helpful": ("mean_influence", 1)}
+    blocks: list[Block] = [Text(subject.words("examples.what")), *subject.missing]
+    for name, (score, sign) in lists.items():
+        blocks += ranked(subject, name, score, sign) if score in subject.scores else []
+    return blocks
 
 
-def ranked(subject: Subject, name: str, values: Array, among: Any, *, ascending: bool) -> list[Block]:
-    """The first few by one score, of those it is told of; or that there is none."""
-    words = subject.words
-    if not len(among):
+def ranked(subject: Subject, name: str, score: str, sign: int) -> list[Block]:
+    """The first few by one score, of those above 0 (sign 1) or below (-1); or that there is none."""
+    words, values = subject.words, subject.scores[score]
+    among = int(np.sum(sign * values > 0))
+    if not among:
         return [Text(words(f"examples.{name}.none"))]
-    order = subject.view.ranked(values, ascending=ascending, k=min(FIRST, len(among)))
-    at = {name: place for place, name in enumerate(subject.view.train_pairs["id"])}
+    order = subject.view.ranked(values, ascending=sign < 0, k=min(FIRST, among))
+    naming = [name for name in ("id1", "id2") if name in order] or ["id"]
+    at = {key: place for place, key in enumerate(subject.view.train_pairs[naming].itertuples(index=False, name=None))}
     rows = []
     for rank, (_, example) in enumerate(order.iterrows(), start=1):
-        row = at[str(example["id"])]
-        scores = [short(subject.own[row]), *([] if subject.mean is None else [short(subject.mean[row])])]
-        rows.append((str(rank), example_name(example), *scores, f"{example['percentile']:.1f}"))
-    shown = ["self_influence", *([] if subject.mean is None else ["mean_influence"])]
-    caption = words(f"examples.{name}", shown=len(rows), total=len(among))
-    names = subject.names("rank", "example", *shown, "percentile")
-    return [Table(caption, names, tuple(rows), frozenset({0, *range(2, 3 + len(shown))}))]
+        row = at[tuple(example[naming])]
+        told = (short(float(known[row])) for known in subject.scores.values())
+        rows.append((str(rank), example_name(example), *told, f"{example['percentile']:.1f}"))
+    names = subject.names("rank", "example", *subject.scores, "percentile")
+    caption = words(f"examples.{name}", shown=len(rows), total=among)
+    return [Table(caption, names, tuple(rows), frozenset({0, *range(2, len(names))}))]
 
 
 def cases(subject: Subject) -> list[Block]:
     """The examples to look at and listen to first, each with what makes it notable."""
     words = subject.words
-    if subject.mean is None:
-        return [Text(words("tests.none_live"))]
-    found = facts.cases(subject.view, subject.own, subject.mean)
+    if subject.missing:
+        return subject.missing
+    found = facts.cases(subject.view, subject.scores["self_influence"], subject.scores["mean_influence"])
     blocks: list[Block] = [Case(words("case.hard")), *subject.text(sentences.of_hard(found))]
     if found.hard_and_harmful:
         blocks += pictures(subject, found.hard_and_harmful.example)
     blocks += [Case(words("case.strongest")), *subject.text(sentences.of_strongest(found.strongest))]
+    if found.strongest and found.strongest.contributions:
+        blocks.append(contributions(subject, found.strongest))
     if found.strongest:
-        blocks += [
-            contributions(subject, found.strongest),
-            *pictures(subject, found.strongest.notable.example, found.strongest.test),
-        ]
+        blocks += pictures(subject, found.strongest.notable.example, found.strongest.test)
     blocks += [Case(words("case.recurs")), *subject.text(sentences.of_recurrence(found)), *recurring(subject, found)]
     return blocks
 
@@ -470,12 +471,12 @@ def trainings(subject: Subject) -> list[Block]:
 
 def footer(run: Run, words: Words) -> tuple[str, ...]:
     """The report's provenance."""
-    lines = [
-        words("footer.run", id=run.id, computed=moment(run.created), digest=run.digest),
-        words("footer.recipe", digest=run.recipe.digest()),
-        words("footer.versions", versions=versions(run)),
-        words("footer.written", version=__version__),
-    ]
+    lines = [words("footer.run", id=run.id, computed=moment(run.created), digest=run.digest)]
+    if not words.imported:
+        lines.append(words("footer.recipe", digest=run.recipe.digest()))
+    if versions(run):
+        lines.append(words("footer.versions", versions=versions(run)))
+    lines.append(words("footer.written", version=__version__))
     return tuple([words("footer.simulated"), *lines] if run.simulated else lines)
 
 

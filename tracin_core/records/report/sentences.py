@@ -37,6 +37,8 @@ def of_health(found: Health) -> Sentences:
         told.append(say("accuracy", accuracy=found.accuracy, guess=found.guess))
         if found.accuracy <= found.guess:
             told.append(say("accuracy.guessing"))
+    if not found.tests:
+        return told
     if found.dead == found.tests:
         return [*told, say("tests.all_dead", tests=found.tests)]
     return [*told, say("tests.dead", dead=found.dead, tests=found.tests) if found.dead else say("tests.live", tests=found.tests)]
@@ -79,7 +81,7 @@ def of_cells(cells: pd.DataFrame, score: str) -> Sentences:
 
 def of_gaps(gaps: pd.DataFrame) -> Sentences:
     """Whether self-influence falls, or rises, with every step of the angle difference; nothing is said of fewer than three."""
-    if len(gaps) < 3:
+    if len(gaps) < 3 or "self_influence" not in gaps:
         return []
     first, last = gaps.iloc[0], gaps.iloc[-1]
     direction = trend(gaps["self_influence"].tolist())

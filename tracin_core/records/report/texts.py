@@ -1,6 +1,7 @@
 """The report's texts in two languages: flat keys in `<language>.json`, filled in with `str.format`.
 
-Where examples are samples and not pairs, `<key>@sample` takes the place of `<key>`, if there is one.
+Where examples are samples and not pairs, `<key>@sample` takes the place of `<key>`, if there is one; of scores that were imported, of which
+neither gradients nor checkpoints are known, `<key>@imported`.
 """
 
 import json
@@ -28,14 +29,16 @@ def catalogue(language: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Words:
-    """`words("key", n=3)`: the text in one language, about pairs or samples."""
+    """`words("key", n=3)`: the text in one language, about pairs or samples, computed here or imported."""
 
     language: str
     noun: str
+    imported: bool = False
 
     def __call__(self, key: str, /, **values: Any) -> str:
         known = catalogue(self.language)
-        return (known.get(f"{key}@{self.noun}") or known[key]).format(**values)
+        forms = (*(["imported"] if self.imported else []), self.noun)
+        return next((known[f"{key}@{form}"] for form in forms if f"{key}@{form}" in known), known[key]).format(**values)
 
     def has(self, key: str) -> bool:
         """There is a text with this key."""
