@@ -208,7 +208,12 @@ def test_exclusions_of_an_imported_run_are_exported_like_others(tmp_path: Path, 
     rule: dict[str, Any] = {"threshold": -1.0, "min_occurrences": 1, "max_exclusions": 5, "pair_mode": "ranking_pair"}
     text, provenance = place.export_exclusions(run, run.view().exclusions(**rule), rule)
     assert len(text.read_text().splitlines()) > 5
-    assert json.loads(provenance.read_text())["digest"] == run.digest
+    assert (provenance.name, json.loads(provenance.read_text())["digest"]) == (f"{text.stem}.provenance.json", run.digest)
+    for name in (provenance.name, f"{text.stem}.json"):  # the latter is where earlier versions put it
+        provenance = provenance.rename(text.with_name(name))
+        assert place.exported_exclusions(run)["provenance"].tolist() == [provenance]
+        rebuilt = place.rebuild_catalogue()
+        assert (rebuilt.decisions, rebuilt.damages) == (1, [])
 
 
 def test_recordings_give_pictures_and_sounds(tmp_path: Path, place: Workspace) -> None:

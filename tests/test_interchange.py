@@ -94,7 +94,7 @@ def test_a_file_that_is_no_text_is_refused_by_name(content: bytes | None, tmp_pa
 def test_both_files_say_where_the_list_comes_from(count: int, tmp_path: Path) -> None:
     """An empty list keeps its header and its provenance; simulated data is named as such in the text."""
     text, sidecar = exclusion_files(tmp_path, "box_list", pair_list(count), PROVENANCE, sample_ids=KNOWN)
-    assert (text.name, sidecar.name) == ("box_list.txt", "box_list.json")
+    assert (text.name, sidecar.name) == ("box_list.txt", "box_list.provenance.json")
     comments = [line for line in text.read_text().splitlines() if line.startswith("#")]
     assert "# SIMULATED data: made by a simulation, not measured" in comments
     assert "# rule: threshold=-5.0, min_occurrences=3" in comments

@@ -20,10 +20,16 @@ def provenance_path(path: Path) -> Path:
     return path.with_suffix(PROVENANCE)
 
 
+def provenance_of(listed: Path) -> Path:
+    """Where the provenance of this exported list is; lists of earlier versions have it in `list.json`."""
+    earlier = listed.with_suffix(".json")
+    return earlier if earlier.is_file() and not provenance_path(listed).is_file() else provenance_path(listed)
+
+
 def exclusion_files(
     folder: Path, stem: str, chosen: pd.DataFrame, provenance: dict[str, Any], *, sample_ids: Sequence[str]
 ) -> tuple[Path, Path]:
-    """`<stem>.txt` (one id per line under a `#` header; an empty list keeps its header) and `<stem>.json` (entries and provenance).
+    """`<stem>.txt` (one id per line under a `#` header, which an empty list keeps), `<stem>.provenance.json` (entries and provenance).
 
     Raises:
         ExclusionError: an id does not belong to the data set, or a line would not be read back as it is; nothing is written.
@@ -36,7 +42,8 @@ def exclusion_files(
             f"'{strangers[0]}' is not among the {len(known)} samples of this data set ({len(strangers)} such ids); compute the run again "
             f"on the data that the list is for."
         )
-    text, sidecar = folder / f"{stem}.txt", folder / f"{stem}.json"
+    text = folder / f"{stem}.txt"
+    sidecar = provenance_path(text)
     write_exclusions_txt(text, chosen, header_lines(provenance, len(chosen)))
     write_provenance(sidecar, chosen, provenance)
     return text, sidecar

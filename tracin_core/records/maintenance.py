@@ -29,6 +29,7 @@ from tracin_core.errors import PluginError, RecipeError, WorkspaceError
 from tracin_core.recipe import Recipe
 from tracin_core.records.catalogue import Catalogue, catalogue_damage
 from tracin_core.records.datasets import CHUNKS_LOST, SPLIT_LOST, dataset_key, digest_of_inputs
+from tracin_core.records.interchange import PROVENANCE
 from tracin_core.records.runs import Manifest, read_samples
 from tracin_core.records.store import BlockKey, block_damage, digest_of, stored_checksum
 
@@ -415,15 +416,16 @@ def _whole_runs(root: Path, rebuilt: Rebuilt) -> Iterator[Manifest]:
 
 def _decisions(root: Path, rebuilt: Rebuilt) -> Iterator[dict[str, Any]]:
     for path in sorted(root.glob("exports/*/*.json")):
+        stem = path.name.removesuffix(PROVENANCE).removesuffix(".json")  # earlier versions wrote the latter
         try:
             said = read_json(path)
             yield {
                 "run_id": str(said["run"]),
-                "created": moment_of(path.stem, str(said["created"])),
+                "created": moment_of(stem, str(said["created"])),
                 "who": str(said["who"]),
                 "why": str(said["why"]),
                 "rule": digest_of(said["rule"]),
-                "file": f"{path.stem}.txt",
+                "file": f"{stem}.txt",
                 "entries": len(said["entries"]),
             }
         except BROKEN as failure:
