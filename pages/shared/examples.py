@@ -3,19 +3,22 @@
 import base64
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import streamlit as st
 
-from pages.shared import session, widgets
+from pages.shared import session, spectrograms, widgets
 from pages.shared.i18n import t
 from pages.shared.session import plain
 from tracin_core import charts
 from tracin_core.data.seals import unsealed_text
+from tracin_core.errors import TracInError
 from tracin_core.records.runs import Run
+
+LISTED: Final = 500  # names in one picker; a browser gets them all at each step
 
 
 def example_label(example: pd.Series) -> str:
@@ -38,13 +41,43 @@ def take(sample_id: str) -> str:
     return sample_id.rpartition("_")[2]
 
 
-def choose_test(tests: pd.DataFrame, *, dead: npt.NDArray[np.bool_], key: str, label: str) -> str:
-    """The id of the test chosen, by what names it, the dead ones last and marked; tied to the address."""
+def choose_test(
+    tests: pd.DataFrame, *, dead: npt.NDArray[np.bool_], key: str, label: str, among: npt.NDArray[np.bool_] | None = None
+) -> str:
+    """The id of the test chosen, by what names it, the dead ones last and marked; tied to the address.
+
+    Args:
+        among: which tests are offered, at least one of them; None: all.
+    """
     order = np.argsort(dead, kind="stable")
-    marks = {True: t("pair.dead"), False: ""}
-    names = {str(tests["id"].iloc[row]): example_label(tests.iloc[row]) + marks[bool(dead[row])] for row in order}
-    picker = session.linked(key, next(iter(names)), valid=names)
-    return str(st.selectbox(label, list(names), format_func=names.__getitem__, **picker))
+    offered = order if among is None else order[among[order]]
+    return choose_example(tests.iloc[offered].assign(dead=dead[offered]), key=key, label=label)
+
+
+def choose_example(offered: pd.DataFrame, *, key: str, label: str) -> str:
+    """The id of one of these examples, in their order; tied to the address. Where there are many, words of its name narrow the list.
+
+    Args:
+        offered: at least one; the column `dead`, if there is one, says which are marked so.
+    """
+    found = offered
+    if len(offered) > LISTED:
+        for word in st.text_input(t("example.search"), key=f"{key}.search", placeholder=t("example.search.how")).split():
+            found = found[found["id"].str.contains(word, case=False, regex=False)]
+    picker = session.linked(key, str(offered["id"].iloc[0]), valid=lambda asked: bool((offered["id"] == asked).any()))
+    current = offered[offered["id"] == st.session_state[key]].head(1)
+    listed = found.head(LISTED)
+    if st.session_state[key] not in set(listed["id"]):
+        listed = pd.concat([current, listed])
+    names = {
+        str(row["id"]): example_label(row) + (t("pair.dead") if row.get("dead", False) else "") for _, row in listed.iterrows()
+    }
+    chosen = str(st.selectbox(label, list(names), format_func=names.__getitem__, **picker))
+    if found.empty:
+        widgets.nothing_matches(t("example.search.none"))
+    elif len(found) > LISTED:
+        st.markdown(f":small[{t('example.search.more', shown=LISTED, total=len(found))}]")
+    return chosen
 
 
 def score_columns(score: str, *, percentile: bool = True) -> dict[str, Any]:
@@ -57,12 +90,16 @@ def percentile_column() -> dict[str, Any]:
     return {"percentile": st.column_config.NumberColumn(t("percentile"), format="%.1f", help=t("percentile.help"))}
 
 
-def influence_columns() -> dict[str, Any]:
-    """The gallery's columns for the proponents or opponents of a test pair."""
+def influence_columns(listed: pd.DataFrame) -> dict[str, Any]:
+    """The gallery's columns for proponents or opponents, or for tests; bars of all rows on one scale, from 0."""
+    parts = np.array([0.0, *(part for row in listed["contributions"] for part in row)])
+    bars = st.column_config.BarChartColumn(
+        t("contributions"), help=t("contributions.help"), y_min=float(parts.min()), y_max=float(parts.max())
+    )
     return {
         "influence": st.column_config.NumberColumn(t("score.influence"), format="%.4g"),
         **percentile_column(),
-        "contributions": st.column_config.BarChartColumn(t("contributions"), help=t("contributions.help")),
+        "contributions": bars,
     }
 
 
@@ -77,12 +114,23 @@ def explore(
     sounds: bool = True,
 ) -> str | None:
     """A gallery, and below it the card of the row selected, else of the first; gives back that example's id."""
-    picked = gallery(run, examples, key=key, columns=columns, rows=rows, total=total, sounds=sounds)
-    if examples.empty:
+    example = picked(run, examples, key=key, columns=columns, rows=rows, total=total, sounds=sounds)
+    if example is None:
         return None
-    example = examples.iloc[0] if picked is None else examples[examples["id"] == picked].iloc[0]
     example_card(run, example)
     return str(example["id"])
+
+
+def picked(run: Run, examples: pd.DataFrame, **settings: Any) -> pd.Series | None:
+    """A gallery, and the example of the row selected in it, else the first; None where there is none.
+
+    Args:
+        settings: as `gallery`.
+    """
+    selected = gallery(run, examples, **settings)
+    if examples.empty:
+        return None
+    return examples.iloc[0] if selected is None else examples[examples["id"] == selected].iloc[0]
 
 
 def gallery(
@@ -159,17 +207,64 @@ def sound_column() -> Any:
 
 
 def example_card(run: Run, example: pd.Series) -> None:
-    """Both samples of a pair side by side, or the sample: what it is, its name, and what there is to see and hear of it."""
+    """Both samples of a pair side by side, or the sample: what it is, its name, and what there is to see and hear of it.
+
+    Two recordings are drawn on one scale, with their difference; other pictures and texts stand as they are.
+    """
     if "id1" not in example:
         with st.container(border=True):
             st.markdown(f"**{plain(sample_target(example))}** · {plain(str(example['id']))}")
             sample_player(run, str(example["id"]))
         return
-    for side, column in zip("12", st.columns(2), strict=True):
-        with column, st.container(border=True):
+    drawn = draw_pair(run, example)
+    with st.container(horizontal=True):  # below each other where there is no room
+        for place, side in enumerate("12"):
             sample = str(example[f"id{side}"])
-            st.markdown(f"**{example[f'angle{side}']:g}°** · {plain(sample)}")
-            sample_player(run, sample)
+            with st.container(border=True, width=spectrograms.WIDTH + 34):
+                st.markdown(f"**{example[f'angle{side}']:g}°** · {plain(sample)}")
+                if drawn is None:
+                    sample_player(run, sample)
+                else:
+                    st.image(drawn.sides[place], width=spectrograms.WIDTH, alt=t("card.spectrogram.alt", id=sample, **told(drawn)))
+                    st.audio(str(run.preview(sample).sound))
+        if drawn is not None:
+            with st.container(border=True, width=spectrograms.WIDTH + 34):
+                st.markdown(f"**{t('card.difference')}** · {t('pair.side', side=1)} − {t('pair.side', side=2)}")
+                louder = t("card.louder", louder=drawn.louder)
+                st.image(drawn.difference, width=spectrograms.WIDTH, alt=f"{t('card.difference.alt', **told(drawn))} {louder}")
+                st.markdown(louder)
+    if drawn is not None:
+        st.markdown(f":small[{t('card.shown', reach=spectrograms.REACH, **told(drawn))}]")
+
+
+def draw_pair(run: Run, pair: pd.Series) -> spectrograms.Pictures | None:
+    """Both recordings of a pair and their difference in the band chosen; None where their sounds are not there, or not of one length."""
+    sides = [str(pair["id1"]), str(pair["id2"])]
+    sounds = [run.preview(side).sound for side in sides]
+    if not all(sound.is_file() for sound in sounds):
+        return None
+    tones: tuple[float, ...] | None = None
+    if st.session_state.get("band") != "full":
+        samples = run.samples[run.samples["id"].isin(sides)]
+        told_ = [spectrograms.tone_of(sample) for _, sample in samples.iterrows()]
+        tones = tuple(tone for tone in told_ if tone is not None)
+    try:
+        return spectrograms.pictures(str(sounds[0]), str(sounds[1]), tones)
+    except TracInError as failure:
+        widgets.failure(failure)
+        return None
+
+
+def told(drawn: spectrograms.Pictures) -> dict[str, Any]:
+    """What the pictures of a pair show, in numbers."""
+    windows = {"window": spectrograms.WINDOW, "hop": spectrograms.HOP, "floor": -spectrograms.FLOOR_DB}
+    return {"low": drawn.low, "high": drawn.high, "seconds": drawn.seconds, **windows}
+
+
+def choose_band(run: Run) -> None:
+    """Which frequencies the cards of recordings show: around their tone, or all; where there is nothing to hear, there is no choice."""
+    if run.noun == "pair" and run.preview(str(run.samples["id"].iloc[0])).sound.is_file():
+        widgets.choose_code("card.band", spectrograms.BANDS, key="band")
 
 
 def sample_player(run: Run, sample_id: str) -> None:
