@@ -1,17 +1,14 @@
 """The path through the shell, as a user types it: real processes, a real worker, real files; and what is said when it cannot go on."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from shell import ENVIRONMENT, PATIENCE, Shell, command
 
 from tracin_core.data.readers import list_recordings, read_inputs
 from tracin_core.data.samples import all_pairs, split_samples
@@ -27,7 +25,6 @@ from tracin_core.engine.training import train_ranker
 from tracin_core.recipe import Recipe, SplitSection
 from tracin_core.records.interchange import read_exclusions
 from tracin_core.records.runs import Run
-from tracin_core.records.workspace import Workspace, open_workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 MANUAL = ROOT / "docs" / "command-line.md"
@@ -38,6 +35,7 @@ COMMANDS = (
     "generate-exclusions",
     "train",
     "exclude-harmful-pairs",
+    "import",
     "report",
     "serve",
     "inspect",
@@ -47,31 +45,9 @@ COMMANDS = (
     "rebuild-catalogue",
     "doctor",
 )
-PATIENCE = 120  # seconds
 DEMO_PATIENCE = 600
 RANDOM = SplitSection(rule="random")
 FOUND = ["--threshold", "-0.5"]  # some harm is below it in the small lab
-
-
-@dataclass(frozen=True)
-class Shell:
-    """A directory in which commands are typed; its workspace is the default one."""
-
-    home: Path
-
-    def __call__(self, *words: str, patience: float = PATIENCE) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command(*words), cwd=self.home, env=ENVIRONMENT, capture_output=True, text=True, timeout=patience)
-
-    @property
-    def place(self) -> Workspace:
-        return open_workspace(self.home / "workspace")
-
-
-ENVIRONMENT = {**{k: v for k, v in os.environ.items() if not k.startswith("TRACIN_")}, "PYTHONPATH": str(ROOT)}
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "tracin_core", *words]
 
 
 @pytest.fixture(scope="module")

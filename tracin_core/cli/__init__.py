@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from tracin_core.cli import computing, deciding, keeping, people
+from tracin_core.cli import computing, deciding, existing, keeping, people
 from tracin_core.cli.asking import spread
 from tracin_core.cli.talk import listen, refuse
 from tracin_core.errors import InputError, TracInError, WorkspaceError
@@ -30,6 +30,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "generate-exclusions": deciding.generate_exclusions,
     "train": computing.train,
     "exclude-harmful-pairs": deciding.exclude_harmful_pairs,
+    "import": existing.import_files,
     "report": keeping.report,
     "serve": people.serve,
     "inspect": computing.inspect,
@@ -62,6 +63,8 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         code = refused(failure)
+    finally:
+        listen(machine=False)
     sys.exit(code)
 
 

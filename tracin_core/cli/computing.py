@@ -296,7 +296,6 @@ def report_exclusions(found: dict[str, Any]) -> None:
 def summarise(run: "Run", workspace: Path) -> None:
     """What a run holds, on a screenful."""
     view = run.view()
-    own = view.self_influence()
     say(f"Run {run.id}: {run.name}{simulated_mark(run.simulated)}")
     say(f"{len(run.checkpoints)} checkpoints, loss {run.loss.describe()}, summed over epochs {run.summed_epochs}")
     for line in differences(run):
@@ -305,16 +304,16 @@ def summarise(run: "Run", workspace: Path) -> None:
     say(f"{train} train {run.noun}s x {test} test {run.noun}s, {int(view.dead_tests.sum())} of the latter dead")
     for _, check in run.health().iterrows():
         say(f"{'ok  ' if check['passed'] else 'LOOK'} {check['check']}: {check['detail']}")
-    say("Highest self-influence:")
-    for row in (-own).argsort(kind="stable")[:5]:
-        say(f"  {own[row]:12.4g}  {view.train.table['id'].iloc[row]}")
+    highest = highest_self_influence(run)
+    say("Highest self-influence:" if highest else "No file has its self-influence.")
+    for row in highest:
+        say(f"  {row['self_influence']:12.4g}  {row['id']}")
     say_next("generate-exclusions", "--workspace", workspace, "--run", run.id, "--output-file", "exclusions.txt")
 
 
 def told_of(run: "Run") -> dict[str, Any]:
     """The same for a machine."""
     view = run.view()
-    own = view.self_influence()
     return {
         "run": run.id,
         "name": run.name,
@@ -329,14 +328,28 @@ def told_of(run: "Run") -> dict[str, Any]:
         "test": run.counts[1],
         "dead_tests": view.test.table["id"][view.dead_tests].tolist(),
         "health": run.health().to_dict(orient="records"),
-        "highest_self_influence": [
-            {"id": view.train.table["id"].iloc[row], "self_influence": own[row]} for row in (-own).argsort(kind="stable")[:5]
-        ],
+        "highest_self_influence": highest_self_influence(run),
+        **(
+            {"verdict": verdict, "lacks": getattr(run, "lacks", ())}
+            if (verdict := getattr(run, "verdict", None)) is not None
+            else {}
+        ),
     }
+
+
+def highest_self_influence(run: "Run") -> list[dict[str, Any]]:
+    """The first five; none where the run was made of files that lack it."""
+    if "self_influence" in getattr(run, "lacks", ()):
+        return []
+    view = run.view()
+    own, ids = view.self_influence(), view.train.table["id"]
+    return [{"id": ids.iloc[row], "self_influence": own[row]} for row in (-own).argsort(kind="stable")[:5]]
 
 
 def differences(run: "Run") -> list[str]:
     """A sentence for each setting of the loss that is not what the checkpoints record."""
+    if run.manifest.kind == "scores":  # whose files tell of no training
+        return []
     recorded = run.manifest.checkpoints[-1].get("arguments") or {}
     names = {"loss": "name", "margin": "margin", **({"ghm_bins": "ghm_bins", "ghm_alpha": "ghm_alpha"} if is_ghm(run) else {})}
     known = {**recorded, "loss": LOSS_TYPES.get(str(recorded.get("loss_type")), recorded.get("loss_type"))}

@@ -25,7 +25,7 @@ from tracin_core.cli.asking import (
     the_run,
 )
 from tracin_core.cli.computing import computed, differences, names_of, write_files
-from tracin_core.cli.existing import from_file, known_samples
+from tracin_core.cli.existing import from_file, samples_known
 from tracin_core.cli.lists import copy_out, list_provenance, mark, plot, require_metadata, say_list, told_of_list
 from tracin_core.cli.retraining import before_and_after
 from tracin_core.cli.talk import answer, in_columns, say, say_next, simulated_mark
@@ -68,7 +68,7 @@ def generate_exclusions(
             raise typer.BadParameter(
                 "a score file has no pictures of its samples; leave out --plot-harmful-samples, or give --run."
             )
-        samples = known_samples(metadata_file, workspace, run, data_root)
+        samples = samples_known(metadata_file, workspace, run, data_root, marking.sample_metadata)
         from_file(metadata_file, output_file, rule, marking, samples=samples, score_name=influence_score_name)
         return
     if data_root is not None:

@@ -1,11 +1,14 @@
-"""Lists from score files that exist already, in place of a run."""
+"""Score files that exist already: lists from them in place of a run, and runs made of them."""
 
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tracin_core.cli.asking import Marking, Rule, opened
+import typer
+
+from tracin_core.cli.asking import SCORE_NAME, JsonOption, Marking, Rule, WorkspaceOption, opened
+from tracin_core.cli.computing import summarise, told_of
 from tracin_core.cli.lists import mark, say_list, told_of_list
 from tracin_core.cli.talk import answer, say
 from tracin_core.errors import InputError
@@ -16,6 +19,51 @@ if TYPE_CHECKING:
     from tracin_core.records.score_files import ScoreFile
 
 NAMED = 10  # lines about what is wrong with a file, before they are only counted
+
+
+ENDINGS = {  # of names, the longest first
+    "_per_checkpoint_influence_metadata.json": "per_checkpoint_influence_file",
+    "_per_checkpoint_metadata.json": "per_checkpoint_file",
+    "_influence_metadata.json": "influence_file",
+    "_metadata.json": "self_influence_file",
+}
+
+
+def import_files(
+    files: Annotated[
+        list[Path], typer.Argument(help="Score files; what each holds is read from the end of its name.", show_default=False)
+    ],
+    data_root: Annotated[
+        Path | None, typer.Option(help="The recordings: samples, angles, pictures and sounds.", show_default=False)
+    ] = None,
+    sample_metadata: Annotated[
+        Path | None, typer.Option(help="A file of the samples' records, with their angles.", show_default=False)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run; default: that of the files.", show_default=False)] = None,
+    influence_score_name: Annotated[str, typer.Option(help="What keys of influences begin with.")] = SCORE_NAME,
+    workspace: WorkspaceOption = Path("workspace"),
+    as_json: JsonOption = False,
+) -> None:
+    """Make a run of existing score files, which all pages show, and say what its numbers are. Scores only: what needs kernels is off.
+
+    Example: python -m tracin_core import --data-root recordings metadata/plastic_500hz_metadata.json
+    metadata/plastic_500hz_influence_metadata.json
+    """
+    from tracin_core.records.imports import import_scores
+
+    chosen: dict[str, Any] = {}
+    for file in files:
+        part = next((part for ending, part in ENDINGS.items() if file.name.endswith(ending)), None)
+        if part is None or part in chosen:
+            told = "ends in none of" if part is None else f"is of one kind with '{chosen[part].name}', of"
+            raise InputError(f"The name of '{file.name}' {told} {', '.join(ENDINGS)}; rename it, or import it by itself.")
+        chosen[part] = file
+    place = opened(workspace)
+    run = import_scores(
+        place, **chosen, data_root=data_root, samples_metadata=sample_metadata, name=name, score_name=influence_score_name
+    )
+    summarise(run, workspace)
+    answer({"runs": [told_of(run)]})
 
 
 def from_file(path: Path, output_file: Path, rule: Rule, marking: Marking, *, samples: list[str], score_name: str) -> None:
@@ -101,31 +149,21 @@ def say_of_file(scores: "ScoreFile") -> list[str]:
     return unusable
 
 
-def known_samples(path: Path, workspace: Path, run_id: str | None, data_root: Path | None) -> list[str]:
-    """The samples that joined ids are split by: of the named run, of the recordings, of the file's provenance, or the file's own records.
+def samples_known(
+    path: Path, workspace: Path, run_id: str | None, data_root: Path | None, sample_metadata: Path | None
+) -> list[str]:
+    """The samples that joined ids are split by: of the named run; else of the recordings, a metadata file, the file itself, its provenance.
 
     Raises:
         InputError: none of these is there, or the score file is not.
     """
-    from tracin_core.data.recordings import find_recordings
-    from tracin_core.records.score_files import load_records, read_provenance
-
     if not path.is_file():
         raise InputError(f"The score file '{path}' is not there; give the JSON file that holds the influences.")
     if run_id is not None:
         return [str(sample) for sample in opened(workspace).run(run_id).samples["id"]]
-    if data_root is not None:
-        return [str(sample) for sample in find_recordings(data_root)["id"]]
-    beside = (read_provenance(path) or {}).get("samples", {})
-    known = [str(sample) for side in beside.values() for sample in side] or [
-        name for name, record in load_records(path).items() if isinstance(record, dict) and {"angle", "file_path"} & record.keys()
-    ]
-    if not known:
-        raise InputError(
-            f"'{path.name}' does not say which samples it is about, and a pair's id alone is ambiguous; give --data-root with its "
-            f"recordings, or --run with a run of them."
-        )
-    return known
+    from tracin_core.records.imports import known_samples
+
+    return list(known_samples([path], data_root, sample_metadata))
 
 
 def file_header(provenance: dict[str, Any], entries: int) -> list[str]:

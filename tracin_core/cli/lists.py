@@ -36,7 +36,7 @@ def list_provenance(run: "Run", settings: dict[str, Any]) -> dict[str, Any]:
 def require_metadata(marking: Marking, metadata_file: Path | None) -> None:
     """It is known which file is to be marked, and it is there; better now than after a computation."""
     target = marking.sample_metadata or metadata_file
-    if marking.sample_metadata is not None and not marking.update_metadata:
+    if marking.sample_metadata is not None and not marking.update_metadata and metadata_file is None:
         raise typer.BadParameter("--sample-metadata is only written to with --update-metadata; add it, or leave out the file.")
     if marking.update_metadata and target is None:
         raise typer.BadParameter("--update-metadata needs the file to mark; give --sample-metadata FILE.")
