@@ -23,6 +23,7 @@ DOORS = {
         "tracin_core.records.workspace",
         "tracin_core.records.runs",  # the types of the workspace's answers
         "tracin_core.records.jobs",
+        "tracin_core.records.evaluations",
         "tracin_core.records.access",
         "tracin_core.records.uploads",
         "tracin_core.records.findings",

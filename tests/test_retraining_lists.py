@@ -6,7 +6,10 @@ import lab
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import texts_of
+from test_pages import viewer
 
+from pages.shared.i18n import LANGUAGES, texts
 from tracin_core.data.files import read_json
 from tracin_core.errors import InputError, ViewError
 from tracin_core.records.evaluations import Retraining, arms_of, retrainings, settings_of, start_retraining
@@ -51,7 +54,8 @@ def test_a_list_of_samples_has_arms_of_samples(run: Run) -> None:
     chosen = view.exclusions(**{**RULE, "pair_mode": "sample", "max_exclusions": 2})
     arms = {arm.name: arm.lines for arm in arms_of(run, chosen, draws=1, seed=0)}
     worth = {
-        name: view.mean_influence()[(view.train_pairs[["id1", "id2"]] == name).any(axis=1)].sum() for name in view.train_samples["id"]
+        name: view.mean_influence()[(view.train_pairs[["id1", "id2"]] == name).any(axis=1)].sum()
+        for name in view.train_samples["id"]
     }
     best = [name for name in sorted(worth, key=lambda name: -worth[name]) if name not in set(chosen["id"])]
     assert set(arms["reverse"]) == set(best[: len(chosen)])
@@ -129,8 +133,56 @@ def finished(scores: dict[str, list[float]], measure: str = "accuracy") -> Retra
     ],
 )
 def test_the_verdict_is_against_random_and_needs_its_interval(listed: list[float], measure: str, told: str) -> None:
-    arms = {"none": [0.8, 0.8, 0.8], "list": listed, "reverse": [0.7] * 3, "random_1": [0.8, 0.81, 0.8], "random_2": [0.8, 0.81, 0.79]}
+    arms = {
+        "none": [0.8, 0.8, 0.8],
+        "list": listed,
+        "reverse": [0.7] * 3,
+        "random_1": [0.8, 0.81, 0.8],
+        "random_2": [0.8, 0.81, 0.79],
+    }
     found = finished(arms, measure)
     assert found.verdict("epochs") == told
     effects = found.effects().set_index(["arm", "against"])
     assert effects.loc[("reverse", "none"), "difference"] == pytest.approx(0.1 if measure == "error" else -0.1)
+
+
+# ---- the page ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_page_starts_it_and_says_what_came_of_it(
+    run: Run, place: Workspace, monkeypatch: pytest.MonkeyPatch, language: str
+) -> None:
+    look = viewer(place.root, monkeypatch)
+    chosen = run.view().exclusions(**RULE)
+    known = texts(language)
+    if place.exported_exclusions(run).empty:
+        assert known["verify.no_list"] in [info.value for info in look("verify", lang=language).info]
+        place.export_exclusions(run, chosen, RULE, who="Mei", why="worst")
+    test = look("verify", lang=language, seeds=2, draws=2)
+    assert not (test.exception)
+    assert not (test.error)
+    assert known["verify.count"].format(n=2 * (1 + 2 * 4)) in texts_of(test)
+    test.button(key="start_retraining").click().run()
+    assert not test.exception
+    (job, *_) = (job for job in place.jobs() if job.kind == "retraining")
+    place.queue.wait(job.id)
+    (found,) = retrainings(place, run)  # the page asks what was asked before: the same evaluation
+    test = look("verify", lang=language)
+    assert not (test.exception)
+    assert not (test.error)
+    shown = [*test.success, *test.error, *test.warning]
+    assert len(shown) == len(found.lasting)
+    effect = found.effect("list", "random", "epochs").difference
+    assert f"{100 * effect.mean:+.2f}" in shown[0].value
+    assert len(test.dataframe[0].value) == len(found.effects())
+
+
+def test_a_run_without_a_test_side_says_so(run: Run, place: Workspace) -> None:
+    sides = {**run.splits, "test": run.splits["test"].head(0)}
+    run.__dict__["splits"] = sides
+    try:
+        with pytest.raises(InputError, match="no test side"):
+            start_retraining(place, run, run.view().exclusions(**RULE), rule=RULE)
+    finally:
+        del run.__dict__["splits"]

@@ -453,6 +453,27 @@ def lines_figure(lines: dict[str, npt.ArrayLike], names: Sequence[str], *, x: st
     return _finished(figure, height=240).update_layout(showlegend=len(lines) > 1, legend=ABOVE)
 
 
+def arms_figure(arms: pd.DataFrame, *, x: str) -> go.Figure:
+    """Every training of every arm as a point, and the mean of each arm as a line across.
+
+    Args:
+        arms: columns arm (text) and score, in the order of the arms from the top.
+    """
+    names = list(dict.fromkeys(arms["arm"]))
+    place = {name: number for number, name in enumerate(names)}
+    figure = go.Figure()
+    figure.add_scatter(
+        x=arms["score"], y=[place[name] for name in arms["arm"]], mode="markers", text=arms["arm"],
+        marker={"color": BLUE, "size": 10, "opacity": 0.7}, hovertemplate="%{text}: %{x:.4g}<extra></extra>",
+    )  # fmt: skip
+    for name, part in arms.groupby("arm", sort=False):
+        mean, row = float(part["score"].mean()), place[str(name)]
+        figure.add_shape(type="line", x0=mean, x1=mean, y0=row - 0.3, y1=row + 0.3, line={"color": AMBER, "width": 3})
+    figure.update_xaxes(title_text=x, fixedrange=True)
+    figure.update_yaxes(tickvals=list(place.values()), ticktext=names, autorange="reversed", automargin=True, fixedrange=True)
+    return _finished(figure, height=90 + 44 * len(names))
+
+
 def _colours(values: pd.Series) -> dict[str, Any]:
     if values.min() >= 0:
         return {"colorscale": SEQUENTIAL, "zmin": 0}

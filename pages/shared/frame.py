@@ -23,7 +23,7 @@ ICON: Final = Path(__file__).with_name("icon.svg")  # a named icon would be fetc
 SECTIONS: Final = {
     "prepare": {"overview": "space_dashboard", "compute": "play_circle"},
     "explore": {"distribution": "bar_chart", "angles": "grid_on", "neighbours": "compare_arrows"},
-    "decide": {"threshold": "tune", "compare": "stacked_line_chart", "findings": "summarize"},
+    "decide": {"threshold": "tune", "verify": "fact_check", "compare": "stacked_line_chart", "findings": "summarize"},
 }
 HOME: Final = "overview"
 

@@ -1,0 +1,173 @@
+"""Pieces of the page that retrains without a list: which one, how long it would take, and what came of it."""
+
+import json
+from typing import Any, Final
+
+import pandas as pd
+import streamlit as st
+
+from pages.shared import session, widgets
+from pages.shared.i18n import t
+from pages.shared.session import plain
+from tracin_core import charts
+from tracin_core.data.files import read_json
+from tracin_core.records.evaluations import DRAWS, SEEDS, Retraining, retrainings, start_retraining
+from tracin_core.records.jobs import Job
+from tracin_core.records.runs import Run
+
+LASTING: Final = {"both": ("epochs", "steps"), "epochs": ("epochs",), "steps": ("steps",)}
+ICONS: Final = {"helps": ":material/check_circle:", "harms": ":material/dangerous:", "unproven": ":material/help:"}
+
+
+# ---- what is asked ----------------------------------------------------------------------------------------------------------------
+
+
+def choose_list(run: Run) -> pd.Series | None:
+    """One of the run's exported lists; None, said, where there is none."""
+    written = session.workspace().exported_exclusions(run)
+    if written.empty:
+        widgets.nothing_matches(t("verify.no_list"))
+        return None
+    names = {str(row["text"].name): row for _, row in written.iterrows()}
+    labels = {name: list_label(row) for name, row in names.items()}
+    picker = session.linked("list", next(iter(names)), valid=names)
+    chosen = st.selectbox(t("verify.list"), list(names), format_func=labels.__getitem__, **picker)
+    return names[str(chosen)]
+
+
+def list_label(row: pd.Series) -> str:
+    """A list by when it was written, how long it is, and why."""
+    when = f"{pd.Timestamp(row['created'], unit='s'):%Y-%m-%d %H:%M} UTC"
+    told = t("verify.list.label", when=when, n=int(row["entries"]))
+    return f"{told} · {row['why']}" if row["why"] else told
+
+
+def start(run: Run, listed: pd.Series) -> None:
+    """How often it is trained and how long that takes; and the button."""
+    with st.container(horizontal=True, gap="large", vertical_alignment="bottom"):
+        seeds = int(
+            st.number_input(t("verify.seeds"), 2, 20, width=150, help=t("verify.seeds.help"), **number("seeds", SEEDS, 2, 20))
+        )
+        draws = int(
+            st.number_input(t("verify.draws"), 1, 20, width=150, help=t("verify.draws.help"), **number("draws", DRAWS, 1, 20))
+        )
+        lasting = LASTING[widgets.choose_code("lasting", tuple(LASTING), key="lasting")]
+    count = seeds * (1 + len(lasting) * (2 + draws))
+    seconds = seconds_of_one(run)
+    told = t("verify.count", n=count) + " "
+    told += t("verify.unknown") if seconds is None else t("verify.estimate", duration=widgets.duration(count * seconds))
+    st.markdown(told)
+    if st.button(t("verify.start"), type="primary", icon=":material/science:", key="start_retraining"):
+        told = read_json(listed["provenance"])
+        chosen = pd.DataFrame(told["entries"])
+        start_retraining(session.workspace(), run, chosen, rule=told["rule"], seeds=seeds, draws=draws, lasting=lasting)
+        st.rerun()
+
+
+def number(key: str, default: int, low: int, high: int) -> dict[str, Any]:
+    """A whole number tied to the address."""
+    return session.linked(key, default, valid=lambda value: low <= value <= high)
+
+
+def seconds_of_one(run: Run) -> float | None:
+    """How long the run's own training took, where this workspace did it; None: nobody knows."""
+    for job in session.workspace().jobs(limit=200):
+        if job.kind == "training" and job.request.get("folder") == str(run.recipe.checkpoints.folder) and took(job) is not None:
+            return took(job)
+    for job in session.workspace().jobs(limit=200):  # another evaluation of it tells as well
+        if job.kind == "retraining" and job.request.get("run") == run.id and took(job) is not None:
+            arms, request = job.request["arms"], job.request
+            return float(took(job) or 0) / (len(request["seeds"]) * (1 + len(request["lasting"]) * (len(arms) - 1)))
+    return None
+
+
+def took(job: Job) -> float | None:
+    """How long a job took that was done in one go."""
+    if job.state != "done" or job.attempts != 1 or job.started is None or job.finished is None:
+        return None
+    return job.finished - job.started
+
+
+# ---- what came of it --------------------------------------------------------------------------------------------------------------
+
+
+def results(run: Run) -> None:
+    """Every finished evaluation of the run's lists, newest first."""
+    found = retrainings(session.workspace(), run)
+    if not found:
+        st.markdown(t("verify.none"))
+    for result in found:
+        with st.container(border=True):
+            one_result(run, result)
+
+
+def one_result(run: Run, result: Retraining) -> None:
+    """A sentence that a tired person understands, the intervals it rests on, and every single training."""
+    when = f"{pd.Timestamp(result.created, unit='s'):%Y-%m-%d %H:%M} UTC"
+    st.markdown(f"**{t('verify.result', n=result.entries, when=when)}**" + (f" · {plain(result.who)}" if result.who else ""))
+    if result.digest != run.digest:
+        st.warning(t("verify.stale"), icon=":material/history:")
+    for lasting in result.lasting:
+        verdict = result.verdict(lasting)
+        shown = {"helps": st.success, "harms": st.error, "unproven": st.warning}[verdict]
+        shown(sentence(result, lasting), icon=ICONS[verdict])
+    figure = charts.arms_figure(arms(result), x=t(f"verify.measure.{result.measure}"))
+    widgets.chart(figure, key=f"verify.{result.number}", alt=sentence(result, result.lasting[0]))
+    effects = result.effects()
+    table = effects.assign(
+        **{name: [t(f"verify.{name}.{value}") for value in effects[name]] for name in ("lasting", "arm", "against")}
+    )
+    percent = result.measure == "accuracy"
+    for name in ("difference", "low", "high"):
+        table[name] = [points(value, percent) for value in table[name]]
+    named = {
+        name: t(f"verify.column.{name}") for name in ("lasting", "arm", "against", "difference", "low", "high", "wins", "losses")
+    }
+    named["p"] = st.column_config.NumberColumn(t("verify.column.p"), format="%.3f", help=t("verify.column.p.help"))
+    st.dataframe(table, hide_index=True, column_config=named)
+    if result.assumed:
+        st.markdown(f":small[{t('verify.assumed', names=plain(', '.join(result.assumed)))}]")
+    st.markdown(f":small[{t('verify.scope', seeds=len(result.table['seed'].unique()))}]")
+    told = {**{name: value for name, value in vars(result).items() if name != "table"}, "effects": effects.to_dict("records")}
+    content = json.dumps({**told, "table": result.table.to_dict("records"), "simulated": run.simulated}, indent=2, default=str)
+    st.download_button(
+        t("verify.download"), content, f"retraining_{result.number}.json", "application/json",
+        key=f"download.{result.number}", on_click="ignore", icon=":material/download:",
+    )  # fmt: skip
+
+
+def sentence(result: Retraining, lasting: str) -> str:
+    """What the list did beyond what leaving out as much at random did, with its interval."""
+    against_random = result.effect("list", "random", lasting).difference
+    against_none = result.effect("list", "none", lasting).difference
+    percent = result.measure == "accuracy"
+    values = {
+        "random": points(against_random.mean, percent),
+        "low": points(against_random.low, percent),
+        "high": points(against_random.high, percent),
+        "none": points(against_none.mean, percent),
+        "measure": t(f"verify.measure.{result.measure}"),
+        "lasting": t(f"verify.lasting.{lasting}"),
+    }
+    return t(f"verify.verdict.{result.verdict(lasting)}", **values)
+
+
+def points(value: float, percent: bool) -> str:
+    """A difference with its sign: percentage points of an accuracy, else a number."""
+    return f"{100 * value:+.2f}" if percent else f"{value:+.3g}"
+
+
+def arms(result: Retraining) -> pd.DataFrame:
+    """Each training as a point: arm (in words), score."""
+    table = result.table
+    kinds = ["random" if arm.startswith("random_") else arm for arm in table["arm"]]
+    several = len(result.lasting) > 1
+    named = [
+        t(f"verify.arm.{kind}") + (f" · {t(f'verify.lasting.{lasting}')}" if several and kind != "none" else "")
+        for kind, lasting in zip(kinds, table["lasting"], strict=True)
+    ]
+    order = {kind: place for place, kind in enumerate(("none", "list", "random", "reverse"))}
+    drawn = pd.DataFrame(
+        {"arm": named, "score": table["score"], "order": [order[kind] for kind in kinds], "lasting": table["lasting"]}
+    )
+    return drawn.sort_values(["lasting", "order"], kind="stable")
