@@ -62,10 +62,10 @@ def arms_of(run: Run, chosen: pd.DataFrame, *, draws: int, seed: int) -> list[Ar
         )
     worth = view.mean_influence()
     if not of_pairs and run.noun == "pair":
-        worth = roll_up(worth, view.train_pairs, view.train_samples.assign(_row=np.arange(len(ids))), by="_row", ends="both")[
-            "sum_both"
-        ]
-    helpful = np.argsort(-np.asarray(worth, dtype=float), kind="stable")
+        numbered = view.train_samples.assign(_row=np.arange(len(ids)))
+        sums = roll_up(worth, view.train_pairs, numbered, by="_row", ends="both")["sum_both"]
+        worth = sums.to_numpy(dtype=np.float64)
+    helpful = np.argsort(-worth, kind="stable")
     taken = set(names)
     reverse = [name for name in ids[helpful].tolist() if name not in taken][: len(names)]
     generator = np.random.default_rng(seed)
