@@ -131,10 +131,8 @@ def interval(values: npt.ArrayLike) -> Interval:
     mean = float(given.mean())
     if given.size < 2:
         return Interval(mean, np.nan, np.nan, given.size)
-    if np.ptp(given) == 0:
-        return Interval(mean, mean, mean, given.size)
-    low, high = stats.t.interval(LEVEL, given.size - 1, loc=mean, scale=stats.sem(given))
-    return Interval(mean, float(low), float(high), given.size)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, given.size - 1) * stats.sem(given))
+    return Interval(mean, mean - half, mean + half, given.size)
 
 
 @dataclass(frozen=True)
