@@ -22,10 +22,11 @@ Rows = npt.NDArray[np.bool_]
 
 def of_test(run: Run, view: View) -> None:
     """Which training examples helped one test, and which harmed it."""
-    cells = view.test_cells()
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        cell = widgets.choose_cell(cells, key="tests", label=t("neighbours.among"))
-        among = np.isin(view.test_pairs["id"], view.tests_in(cell))
+    left, right = st.columns([1, 2])
+    with left:
+        cell = widgets.choose_cell(view.test_cells(), key="tests", label=t("neighbours.among"))
+    among = np.isin(view.test_pairs["id"], view.tests_in(cell))
+    with right:
         test = examples.choose_test(view.test_pairs, dead=view.dead_tests, among=among, key="test", label=t("neighbours.test"))
     list_tests(view, among)
     example = view.test_pairs.iloc[view.test_row(test)]
@@ -41,9 +42,10 @@ def of_test(run: Run, view: View) -> None:
 
 def of_group(run: Run, view: View) -> None:
     """Which training examples helped a group of tests, and which harmed it, in the mean or in sum."""
-    cells = view.test_cells()
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="large"):
-        cell = widgets.choose_cell(cells, key="tests", label=t("neighbours.group"))
+    left, right = st.columns([1, 2])
+    with left:
+        cell = widgets.choose_cell(view.test_cells(), key="tests", label=t("neighbours.group"))
+    with right:
         how = cast(Together, widgets.choose_code("neighbours.how", get_args(Together), key="how"))
     tests = view.tests_in(cell)
     live = int(sum(~view.dead_tests[np.isin(view.test_pairs["id"], tests)]))
@@ -63,11 +65,11 @@ def of_group(run: Run, view: View) -> None:
 
 def of_train(run: Run, view: View) -> None:
     """Which tests one training example helped, and which it harmed."""
-    offered = view.train_pairs
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        cells = view.angle_grid(np.zeros(len(offered)))
-        cell = widgets.choose_cell(cells, key="of", label=t("neighbours.among.train"))
-        offered = offered[np.isin(offered["id"], view.train_in(cell))]
+    left, right = st.columns([1, 2])
+    with left:
+        cell = widgets.choose_cell(view.angle_grid(np.zeros(len(view.train_pairs))), key="of", label=t("neighbours.among.train"))
+    offered = view.train_pairs[np.isin(view.train_pairs["id"], view.train_in(cell))]
+    with right:
         train = examples.choose_example(offered, key="train", label=t("neighbours.train"))
     example = view.train_pairs.iloc[view.train_row(train)]
     card.look_at(run, example, t("neighbours.listen.train"))
@@ -76,7 +78,7 @@ def of_train(run: Run, view: View) -> None:
     counts = {"helped": int(np.sum(values > 0)), "harmed": int(np.sum(values < 0))}
     found = both_sides(run, view, sides, counts, key=f"train.{train}", none=t("neighbours.dead.train"))
     if found is not None:
-        look_closer(run, found, example)
+        look_closer(run, found, example, side="test")
         turn("test", str(found["id"]))
         card.show(run, view, card.Relation(train, str(found["id"]), found["contributions"]))
 
@@ -109,13 +111,19 @@ def both_sides(run: Run, view: View, sides: Sides, counts: dict[str, int], *, ke
     return examples.picked(run, sides[side], key=f"neighbours.{side}.{key}", columns=columns, rows=ROWS, total=counts[side])
 
 
-def look_closer(run: Run, found: pd.Series, other: pd.Series | None) -> None:
-    """The card of the example selected; of samples also that of the one it has to do with, beside it."""
+def look_closer(run: Run, found: pd.Series, other: pd.Series | None, side: str = "train") -> None:
+    """The card of the example selected; of samples also that of the one it has to do with, beside it.
+
+    Args:
+        side: which side the example selected is of, train or test.
+    """
     if run.noun == "pair" or other is None:
         examples.example_card(run, found)
         return
-    for example, column in zip((found, other), st.columns(2), strict=True):
+    sides = (side, "test" if side == "train" else "train")
+    for example, told, column in zip((found, other), sides, st.columns(2), strict=True):
         with column:
+            st.markdown(t(f"card.side.{told}"))
             examples.example_card(run, example)
 
 
