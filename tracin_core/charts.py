@@ -453,7 +453,7 @@ def lines_figure(lines: dict[str, npt.ArrayLike], names: Sequence[str], *, x: st
     return _finished(figure, height=240).update_layout(showlegend=len(lines) > 1, legend=ABOVE)
 
 
-def arms_figure(arms: pd.DataFrame, *, x: str) -> go.Figure:
+def arms_figure(arms: pd.DataFrame, *, x: str, percent: bool = False) -> go.Figure:
     """Every training of every arm as a point, and the mean of each arm as a line across.
 
     Args:
@@ -469,7 +469,7 @@ def arms_figure(arms: pd.DataFrame, *, x: str) -> go.Figure:
     for name, part in arms.groupby("arm", sort=False):
         mean, row = float(part["score"].mean()), place[str(name)]
         figure.add_shape(type="line", x0=mean, x1=mean, y0=row - 0.3, y1=row + 0.3, line={"color": AMBER, "width": 3})
-    figure.update_xaxes(title_text=x, fixedrange=True)
+    figure.update_xaxes(title_text=x, tickformat=".0%" if percent else "", fixedrange=True)
     figure.update_yaxes(tickvals=list(place.values()), ticktext=names, autorange="reversed", automargin=True, fixedrange=True)
     return _finished(figure, height=90 + 44 * len(names))
 

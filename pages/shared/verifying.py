@@ -111,7 +111,7 @@ def one_result(run: Run, result: Retraining) -> None:
         verdict = result.verdict(lasting)
         shown = {"helps": st.success, "harms": st.error, "unproven": st.warning}[verdict]
         shown(sentence(result, lasting), icon=ICONS[verdict])
-    figure = charts.arms_figure(arms(result), x=t(f"verify.measure.{result.measure}"))
+    figure = charts.arms_figure(arms(result), x=t(f"verify.axis.{result.measure}"), percent=result.measure == "accuracy")
     widgets.chart(figure, key=f"verify.{result.number}", alt=sentence(result, result.lasting[0]))
     effects = result.effects()
     table = effects.assign(
