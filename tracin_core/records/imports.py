@@ -202,8 +202,9 @@ def import_scores(
     files = {part: Path(path) for part, path in given.items() if path is not None}
     if not {"self_influence", "influence"} & set(files):
         raise DataError("No file of scores was given; name the file of self-influences, that of influences, or both.")
-    known = known_samples(files.values(), data_root, samples_metadata)
-    read = {part: read_scores(path, known, score_name=score_name) for part, path in files.items()}
+    records = {path: load_records(path) for path in files.values()}
+    known = known_samples(files.values(), data_root, samples_metadata, loaded=records)
+    read = {part: read_scores(path, known, score_name=score_name, records=records[path]) for part, path in files.items()}
     for found in read.values():
         if found.noun != "pair":
             raise DataError(
@@ -216,8 +217,17 @@ def import_scores(
     return _stored(workspace, recipe, samples, sides, kept, read, dataset)
 
 
-def known_samples(files: Iterable[Path], data_root: Path | None, samples_metadata: Path | None = None) -> dict[str, dict[str, Any]]:
+def known_samples(
+    files: Iterable[Path],
+    data_root: Path | None,
+    samples_metadata: Path | None = None,
+    *,
+    loaded: Mapping[Path, dict[str, Any]] | None = None,
+) -> dict[str, dict[str, Any]]:
     """Every sample that is known of, by id: angle, material, frequency, sequence, path, as far as they are told.
+
+    Args:
+        loaded: what files hold that were loaded already.
 
     Raises:
         DataError: none is, or two sources give one sample different angles.
@@ -226,9 +236,11 @@ def known_samples(files: Iterable[Path], data_root: Path | None, samples_metadat
     if data_root is not None:
         found = find_recordings(Path(data_root)).set_index("id", drop=False).to_dict(orient="index")
         _add(known, {str(name): {str(key): value for key, value in row.items()} for name, row in found.items()}, str(data_root))
-    for path in [*([] if samples_metadata is None else [Path(samples_metadata)]), *files]:
-        told = {name: record for name, record in load_records(path).items() if is_sample(name, record)}
-        _add(known, told, path.name)
+    scored = list(files)
+    for path in [*([] if samples_metadata is None else [Path(samples_metadata)]), *scored]:
+        records = (loaded or {}).get(path) or load_records(path)
+        _add(known, {name: record for name, record in records.items() if is_sample(name, record)}, path.name)
+    for path in scored:
         sides = (read_provenance(path) or {}).get("samples", {})
         _add(known, {row["id"]: row for side in sides.values() for row in side}, f"the provenance of {path.name}")
     if not known:
@@ -479,10 +491,8 @@ def _stored(
         raise DataError(
             "Every pair of the score files is of two equal angles, which make no ranking pair; check the samples' angles."
         )
-    sides = {
-        "train": [name for name in sides["train"] if name in {*rows["id1"], *rows["id2"]}],
-        "validation": [name for name in sides["validation"] if name in {*tests["id1"], *tests["id2"]}],
-    }
+    met = {"train": {*rows["id1"], *rows["id2"]}, "validation": {*tests["id1"], *tests["id2"]}}
+    sides = {side: [name for name in ids if name in met[side]] for side, ids in sides.items()}
     stored = {
         "train_ends": _ends(rows, sides["train"]),
         "test_ends": _ends(tests, sides["validation"]),

@@ -241,8 +241,14 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
 
 
 def records_text(records: Records) -> str:
-    """As JSON. A NaN that somebody else left in the file stays what it is; ours never get here."""
-    return json.dumps(records, indent=2, ensure_ascii=False) + "\n"
+    """As JSON, a line per record, which is quick where there are millions of numbers.
+
+    A NaN that somebody else left in the file stays what it is; ours never get here.
+    """
+    lines = (
+        f"  {json.dumps(name, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False)}" for name, value in records.items()
+    )
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def load_records(path: Path) -> Records:
@@ -409,19 +415,21 @@ class _Key:
     checkpoint: str | None
 
 
-def read_scores(path: Path, sample_ids: Collection[str], *, score_name: str = SCORE_NAME) -> ScoreFile:
+def read_scores(
+    path: Path, sample_ids: Collection[str], *, score_name: str = SCORE_NAME, records: Records | None = None
+) -> ScoreFile:
     """Every score of the file, flat or nested, of pairs or of samples, and what else stands in it, by name; nothing is dropped or mended.
 
     Args:
         sample_ids: the samples that the file is about; joined ids are split by matching these.
+        records: what the file holds, where it was loaded already (`load_records`).
 
     Raises:
         DataError: the file cannot be read, has no score, or mixes scores of pairs with scores of samples.
         UnknownSampleError: a record, or the test of a key, names no such sample or pair, or can be read as more than one.
     """
-    records, known = load_records(path), frozenset(sample_ids)
-    reader = _Reader(path, known, score_name)
-    for name, record in records.items():
+    reader = _Reader(path, frozenset(sample_ids), score_name)
+    for name, record in (load_records(path) if records is None else records).items():
         reader.take(name, record)
     return reader.result()
 
@@ -434,38 +442,57 @@ class _Reader:
         self.rows: list[tuple[str, ...]] = []
         self.tests: dict[str, tuple[str, ...]] = {}
         self.checkpoints: dict[str, None] = {}
-        self.values: list[tuple[int, _Key, float]] = []
+        self.values: list[tuple[npt.NDArray[np.int64], Array]] = []  # of each row: which keys, and their numbers
         self.samples: dict[str, Records] = {}
         self.unusable: list[Unusable] = []
         self.unread: list[str] = []
         self._keys: dict[tuple[str, bool], _Key | None] = {}
+        self._numbered: dict[_Key, int] = {}
+        self._layouts: dict[tuple[object, ...], tuple[list[str], npt.NDArray[np.int64]]] = {}
 
     def take(self, name: str, record: Any) -> None:
         if not isinstance(record, dict):
             self.unread.append(name)
             return
-        of_pair = not (name in self.known and not self._is_pair(name))
-        keys = {key: self._key(key, of_pair) for key in record}
-        scored = {key: read for key, read in keys.items() if read is not None}
+        scored, places = self._layout(record, of_pair=name not in self.known or self._is_pair(name))
         if name in self.known:
-            self.samples[name] = {key: value for key, value in record.items() if key not in scored}
+            self.samples[name] = {key: value for key, value in record.items() if key not in set(scored)}
         elif not scored:
             self.unread.append(name)
-        self.unread += [f"{name}: {key}" for key in record if key not in scored and self._is_like_a_score(key)]
+        if len(scored) < len(record):
+            others = [key for key in record if key not in set(scored)]
+            self.unread += [f"{name}: {key}" for key in others if key != INFO and key.startswith((SELF, self.score_name))]
         if scored:
             self.rows.append(self._example(name))
-        for key, read in scored.items():
-            number, told = _number(record[key], key, self.score_name)
-            if told:
-                self.unusable.append(Unusable(name, key, told))
-            self._place(read, number)
+            self.values.append((places, self._numbers(name, record, scored)))
 
-    def _place(self, key: _Key, number: float) -> None:
+    def _layout(self, record: Records, *, of_pair: bool) -> tuple[list[str], npt.NDArray[np.int64]]:
+        """Which of a record's keys are scores, and their numbers; read once for all records with the same keys."""
+        shape = (of_pair, *record)
+        if shape not in self._layouts:
+            read = {key: self._key(key, of_pair) for key in record}
+            scores = {key: said for key, said in read.items() if said is not None}
+            for said in scores.values():
+                self._meet(said)
+            self._layouts[shape] = list(scores), np.array([self._numbered[said] for said in scores.values()], dtype=np.int64)
+        return self._layouts[shape]
+
+    def _meet(self, key: _Key) -> None:
+        self._numbered.setdefault(key, len(self._numbered))
         if key.test is not None and key.test not in self.tests:
             self.tests[key.test] = self._example(key.test)
         if key.checkpoint is not None:
             self.checkpoints.setdefault(key.checkpoint)
-        self.values.append((len(self.rows) - 1, key, number))
+
+    def _numbers(self, name: str, record: Records, scored: list[str]) -> Array:
+        values = [record[key] for key in scored]
+        if set(map(type, values)) == {float}:
+            numbers = np.array(values)
+            if np.isfinite(numbers).all():
+                return numbers
+        read = [_number(value, key, self.score_name) for key, value in zip(scored, values, strict=True)]
+        self.unusable += [Unusable(name, key, told) for key, (_, told) in zip(scored, read, strict=True) if told]
+        return np.array([number for number, _ in read])
 
     def _example(self, name: str) -> tuple[str, ...]:
         """(id,) of a sample, (id, id1, id2) of a pair."""
@@ -479,9 +506,6 @@ class _Reader:
             return (name, *split_pair_id(name, self.known))
         except UnknownSampleError as failure:
             raise UnknownSampleError(f"'{self.path.name}' cannot be read: {str(failure)[0].lower()}{str(failure)[1:]}") from failure
-
-    def _is_like_a_score(self, key: str) -> bool:
-        return key != INFO and key.startswith((SELF, self.score_name))
 
     def _key(self, key: str, of_pair: bool) -> _Key | None:
         """What a key of a pair's record, or of a sample's, says of a score; None if it is none."""
@@ -534,15 +558,18 @@ class _Reader:
         scores, parts = np.full(counts[1:], np.nan), np.full(counts, np.nan)
         column = {test: place for place, test in enumerate(self.tests)}
         layer = {name: place for place, name in enumerate(self.checkpoints)}
-        for row, key, number in self.values:
-            if key.test is None and key.checkpoint is None:
-                own[row] = number
-            elif key.test is None:
-                own_parts[layer[str(key.checkpoint)], row] = number
-            elif key.checkpoint is None:
-                scores[row, column[key.test]] = number
-            else:
-                parts[layer[key.checkpoint], row, column[key.test]] = number
+        of_key = np.array([(column.get(key.test or "", -1), layer.get(key.checkpoint or "", -1)) for key in self._numbered])
+        row = np.repeat(np.arange(counts[1]), [len(places) for places, _ in self.values])
+        test, checkpoint = of_key[np.concatenate([places for places, _ in self.values])].T
+        number = np.concatenate([numbers for _, numbers in self.values])
+        of_test, of_checkpoint = test >= 0, checkpoint >= 0
+        for chosen, target, index in (
+            (~of_test & ~of_checkpoint, own, (row,)),
+            (~of_test & of_checkpoint, own_parts, (checkpoint, row)),
+            (of_test & ~of_checkpoint, scores, (row, test)),
+            (of_test & of_checkpoint, parts, (checkpoint, row, test)),
+        ):
+            target[tuple(axis[chosen] for axis in index)] = number[chosen]
         return ScoreFile(
             self.path,
             noun,
