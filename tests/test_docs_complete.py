@@ -1,0 +1,139 @@
+"""The documents and the program say the same: nothing is missing from a document, and nothing in it does not exist."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic.fields import FieldInfo
+
+from tracin_core.recipe import (
+    CheckpointSection,
+    DataSection,
+    EngineSection,
+    ModelSection,
+    Recipe,
+    Section,
+    SplitSection,
+    TaskSection,
+)
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def text_of(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def sections_of(text: str, level: int) -> dict[str, str]:
+    """What stands under each heading of this level, up to the next of this or a higher one."""
+    parts = re.split(rf"^(#{{1,{level}}}) (.+)$", text, flags=re.MULTILINE)
+    marks, titles, bodies = parts[1::3], parts[2::3], parts[3::3]
+    return {title: body for mark, title, body in zip(marks, titles, bodies, strict=True) if len(mark) == level}
+
+
+def table_of(text: str) -> dict[str, list[str]]:
+    """The rows of the tables in the text, by the first cell's `code`: the other cells."""
+    rows = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in text.splitlines() if line.startswith("| `")]
+    named = [cells[0].strip().strip("`") for cells in rows]
+    assert len(set(named)) == len(named), f"twice: {sorted({name for name in named if named.count(name) > 1})}"
+    return {name: [cell.strip() for cell in cells[1:]] for name, cells in zip(named, rows, strict=True)}
+
+
+def text_below(*places: str) -> dict[Path, str]:
+    """The text of each file of the repository that these patterns find."""
+    found = {path for place in places for path in ROOT.glob(place) if path.is_file()}
+    return {path: path.read_text(encoding="utf-8") for path in sorted(found)}
+
+
+# ---- settings.md ----------------------------------------------------------------------------------------------------------------
+
+
+def forms() -> Iterator[tuple[str, type[Section]]]:
+    """Every section of a recipe, by the heading that it has in the document."""
+    yield "Top", Recipe
+    for name, section, usual in (
+        ("model", ModelSection, "ranker"),
+        ("data", DataSection, "recordings"),
+        ("task", TaskSection, "ranking"),
+    ):
+        for form in get_args(get_args(section)[0]):
+            kind = form.__metadata__[0].tag
+            yield f'[{name}] kind = "{kind}"' + " (usual)" * (kind == usual), get_args(form)[0]
+    yield from (("[split]", SplitSection), ("[checkpoints]", CheckpointSection), ("[engine]", EngineSection))
+
+
+def default_told(field: FieldInfo) -> str | None:
+    """The cell of a field's default; None where words describe it."""
+    if field.is_required():
+        return "*needed*"
+    if field.default_factory is not None or isinstance(field.default, Section):
+        return None
+    return "*none*" if field.default is None else f"`{json.dumps(field.default)}`"
+
+
+def test_every_field_of_a_recipe_is_told_with_its_default() -> None:
+    told = {title: table_of(body) for title, body in sections_of(text_of("settings.md"), 3).items()}
+    known = dict(forms())
+    assert set(told) == set(known)
+    for title, form in known.items():
+        fields = {name: field for name, field in form.model_fields.items() if name != "kind"}
+        assert set(told[title]) == set(fields), title
+        for name, field in fields.items():
+            cell = default_told(field)
+            assert cell is None or told[title][name][0] == cell, f"{title} {name}: {told[title][name][0]} should be {cell}"
+
+
+def test_every_environment_variable_is_told_and_no_other() -> None:
+    def named(*places: str) -> set[str]:
+        return {name for text in text_below(*places).values() for name in re.findall(r"\bTRACIN_[A-Z_]*[A-Z]\b", text)}
+
+    read = named("tracin_core/**/*.py", "pages/**/*.py", "pages/**/*.json", "app.py", "scripts/*", "Makefile")
+    in_tests = named("tests/test_[!d]*.py")
+    told = set(table_of(sections_of(text_of("settings.md"), 2)["Environment variables"]))
+    assert read - told == set()
+    assert told - read - in_tests == set()
+    assert named("README.md", "SECURITY.md", "docs/**/*.md", "benchmarks/*.md") - told == set()
+
+
+def test_defaults_of_environment_variables_are_those_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tracin_core.cluster import LEASE_SECONDS, PATIENCE_SECONDS
+    from tracin_core.records.progress import RESERVE_BYTES
+    from tracin_core.records.uploads import limits
+    from tracin_core.worker import IDLE_SECONDS
+
+    table = table_of(sections_of(text_of("settings.md"), 2)["Environment variables"])
+    told = {name: cells[0].strip("`") for name, cells in table.items()}
+    numbers = {
+        "CLUSTER_LEASE": LEASE_SECONDS,
+        "CLUSTER_PATIENCE": PATIENCE_SECONDS,
+        "DISK_RESERVE": RESERVE_BYTES,
+        "WORKER_IDLE": IDLE_SECONDS,
+    }
+    assert {name: float(told[f"TRACIN_{name}"]) for name in numbers} == numbers
+    for name in ("LIMIT", "TOTAL", "FILES"):
+        monkeypatch.delenv(f"TRACIN_UPLOAD_{name}", raising=False)
+    usual = limits()
+    for name in ("LIMIT", "TOTAL", "FILES"):
+        monkeypatch.setenv(f"TRACIN_UPLOAD_{name}", told[f"TRACIN_UPLOAD_{name}"])
+    assert limits() == usual
+
+
+def leaves(settings: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def test_every_setting_of_the_web_server_is_told_with_its_value() -> None:
+    config = dict(leaves(tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text(encoding="utf-8"))))
+    told = table_of(sections_of(text_of("settings.md"), 2)["The web server"])
+    assert set(told) == set(config)
+    for name, cells in told.items():
+        assert cells[0] in (f"`{json.dumps(config[name])}`", "see the file"), name
