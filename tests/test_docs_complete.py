@@ -1,5 +1,6 @@
 """The documents and the program say the same: nothing is missing from a document, and nothing in it does not exist."""
 
+import ast
 import json
 import re
 import tomllib
@@ -137,3 +138,74 @@ def test_every_setting_of_the_web_server_is_told_with_its_value() -> None:
     assert set(told) == set(config)
     for name, cells in told.items():
         assert cells[0] in (f"`{json.dumps(config[name])}`", "see the file"), name
+
+
+# ---- errors.md ------------------------------------------------------------------------------------------------------------------
+
+
+def error_classes() -> dict[str, str]:
+    """Every class of the error tree, wherever it is defined, with the class that it is derived from."""
+    found = {"TracInError": "Exception"}
+    derived = [
+        (node.name, base.id)
+        for text in text_below("tracin_core/**/*.py", "pages/**/*.py", "app.py").values()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+        if isinstance(base, ast.Name)
+    ]
+    while more := {name: base for name, base in derived if base in found and name not in found}:
+        found |= more
+    return found
+
+
+def branch_of(name: str, tree: dict[str, str]) -> str:
+    return name if tree[name] == "TracInError" else branch_of(tree[name], tree)
+
+
+def test_every_error_class_is_told_under_its_branch_and_no_other() -> None:
+    tree = error_classes()
+    told = {title: set(table_of(body)) for title, body in sections_of(text_of("errors.md"), 2).items()}
+    known: dict[str, set[str]] = {}
+    for name in tree.keys() - {"TracInError"}:
+        known.setdefault(branch_of(name, tree), set()).add(name)
+    assert told == known
+    named = set(re.findall(r"`(\w+Error)`", text_of("errors.md")))
+    assert named == set(tree)
+
+
+def test_every_error_class_has_its_place_in_the_tree_that_is_drawn() -> None:
+    from tracin_core import errors
+
+    drawn = re.findall(r"^[ │├└─]*── (\w+Error)|^    (TracInError)$", errors.__doc__ or "", re.MULTILINE)
+    defined = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert sorted("".join(pair) for pair in drawn) == sorted(defined)
+
+
+def test_exit_codes_of_errors_are_those_of_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    from tracin_core import errors
+    from tracin_core.cli import refused
+
+    told = {name: cells[-1] for name, cells in table_of(text_of("errors.md").partition("## InputError")[0]).items()}
+    assert set(told) == {kind.__name__ for kind in errors.TracInError.__subclasses__()}
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and kind is not errors.TracInError:
+            branch = next(base.__name__ for base in kind.__mro__ if errors.TracInError in base.__bases__)
+            usual, *further = re.findall(r"\d", told[branch])
+            assert refused(kind("It is wrong.")) == int(further[0] if f"`{name}`" in told[branch] else usual), name
+    assert "It is wrong." in capsys.readouterr().err
+
+
+def run_blocks(name: str, names: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The document's Python blocks, run in their order in one namespace, which is returned."""
+    names = {} if names is None else names
+    blocks = re.findall(r"```python\n(.*?)```", text_of(name), re.DOTALL)
+    assert blocks
+    for number, block in enumerate(blocks, start=1):
+        exec(compile(block, f"docs/{name}, block {number}", "exec"), names)
+    return names
+
+
+def test_the_example_of_a_refusal_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    run_blocks("errors.md")
+    assert "data.material" in capsys.readouterr().out
