@@ -109,7 +109,7 @@ def cards(kind: str, figures: dict[str, str]) -> None:
     """Figures side by side, as many as there is room for; texts `<kind>.<name>` and `<kind>.<name>.help`."""
     with st.container(horizontal=True):
         for name, value in figures.items():
-            st.metric(t(f"{kind}.{name}"), value, help=t(f"{kind}.{name}.help"), border=True, width=190)
+            st.metric(t(f"{kind}.{name}"), value, help=t(f"{kind}.{name}.help"), border=True, width=174)
 
 
 def health(run: Run) -> None:

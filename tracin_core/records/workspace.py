@@ -7,6 +7,8 @@ workspace/
     kernels/           content-addressed blocks
     runs/<id>/         run.json, samples.csv, verdicts.jsonl
     exports/<run>/     exclusion lists with their provenance
+    evaluations/<id>/  what was retrained without a list, and what came of it
+    findings/          saved views, one file each
     recordings/        simulated recordings of the demo
     trainings/         checkpoints written by this product's own training
     uploads/<id>/      what came in through the browser, under the names that it had
@@ -67,7 +69,10 @@ __all__ = [
     "verify",
 ]
 
-FOLDERS = ("checkpoints", "datasets", "exports", "jobs", "kernels", "plugins", "recordings", "runs", "trainings", "uploads")
+FOLDERS = (
+    "checkpoints", "datasets", "evaluations", "exports", "findings", "jobs", "kernels", "plugins", "recordings", "runs", "trainings",
+    "uploads",
+)  # fmt: skip
 TRAINING_FILES = ("training.json", "analysis.toml")  # beside the checkpoints
 USUAL_LOSSES = {"ranking": "margin", "classification": "cross_entropy", "regression": "squared_error"}  # of this product's training
 SEARCH_DEPTH = 5
