@@ -24,6 +24,7 @@ DOORS = {
         "tracin_core.records.runs",  # the types of the workspace's answers
         "tracin_core.records.jobs",
         "tracin_core.records.evaluations",
+        "tracin_core.records.calibrations",
         "tracin_core.records.access",
         "tracin_core.records.uploads",
         "tracin_core.records.findings",
@@ -71,10 +72,12 @@ DOORS = {
         "tracin_core.errors",
         "tracin_core.recipe",
     ),
-    "tracin_core/evaluating.py": (
+    "tracin_core/evaluating": (
+        "tracin_core.evaluating",
         "tracin_core.engine",
         "tracin_core.reading",
         "tracin_core.records",
+        "tracin_core.scores",
         "tracin_core.data",
         "tracin_core.errors",
         "tracin_core.recipe",

@@ -44,7 +44,7 @@ from tracin_core.errors import (
     TracInError,
     WorkspaceError,
 )
-from tracin_core.evaluating import retrain
+from tracin_core.evaluating import calibrate, retrain
 from tracin_core.reading import MEASURED, Dataset, plugins_of, read_dataset, reader_of, truth_of
 from tracin_core.recipe import (
     MODEL_FORMS,
@@ -846,10 +846,10 @@ def train_once(
     )
 
 
-def retrain_with_threads(progress: Progress) -> dict[str, Any]:
-    """The job of a list's evaluation, on as many threads as its recipe says."""
+def with_threads(handler: Callable[[Progress], dict[str, Any]], progress: Progress) -> dict[str, Any]:
+    """The job of an evaluation, on as many threads as its recipe says."""
     use_threads(Recipe.from_dict(progress.job.request["recipe"]).engine)
-    return retrain(progress)
+    return handler(progress)
 
 
 def use_threads(engine: EngineSection) -> None:
@@ -868,7 +868,8 @@ HANDLERS: Final[dict[str, tuple[Callable[[Progress], dict[str, Any]], dict[str, 
     "analysis": (analyse, {"samples": 1, "previews": 1, "checkpoints": 2, "health": 1, "kernels": 8}),
     "inspection": (inspect, {"checkpoints": 1}),
     "training": (training, {"samples": 1, "previews": 1, "training": 20}),
-    "retraining": (retrain_with_threads, {"samples": 1, "previews": 1, "retraining": 60}),
+    "retraining": (partial(with_threads, retrain), {"samples": 1, "previews": 1, "retraining": 60}),
+    "calibration": (partial(with_threads, calibrate), {"samples": 1, "previews": 1, "calibrating": 60}),
     "demo": (demo, {"recordings": 2, "samples": 1, "previews": 1, "training": 20, "checkpoints": 2, "health": 1, "kernels": 4}),
 }
 

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from tracin_core.data.samples import all_pairs
-from tracin_core.errors import DataError, ModelError, OutputShapeError, RecipeError, TooFewClassesError, TracInError
+from tracin_core.errors import (
+    DataError,
+    ModelError,
+    OutputShapeError,
+    RecipeError,
+    TooFewClassesError,
+    TracInError,
+    UnknownSampleError,
+)
 from tracin_core.recipe import LabelLossName, LossName, NumberLossName
 
 EVALUATION_BATCH: Final = 64
@@ -366,6 +374,26 @@ def training_pairs(
         "second": torch.from_numpy(rows[table["second"].to_numpy()]),
         "target": torch.from_numpy(table["target"].to_numpy().astype(np.float32)),
     }
+
+
+def turned(pairs: dict[str, Tensor], samples: pd.DataFrame, flips: Collection[frozenset[str]]) -> dict[str, Tensor]:
+    """The same pairs, those of these two samples with the opposite target: errors that are planted on purpose.
+
+    Raises:
+        UnknownSampleError: one of them is no training pair.
+    """
+    if not flips:
+        return pairs
+    ids = samples["id"].to_numpy(dtype=object)
+    named = [frozenset(ends) for ends in zip(ids[pairs["first"].numpy()], ids[pairs["second"].numpy()], strict=True)]
+    strangers = set(flips) - set(named)
+    if strangers:
+        raise UnknownSampleError(
+            f"'{' and '.join(sorted(min(strangers, key=sorted)))}' are no training pair ({len(strangers)} such); turn pairs of the "
+            f"training side alone."
+        )
+    signs = torch.tensor([-1.0 if pair in flips else 1.0 for pair in named])
+    return {**pairs, "target": pairs["target"] * signs}
 
 
 def pair_losses(first: Tensor, second: Tensor, target: Tensor, chosen: TrainingSettings) -> Tensor:

@@ -31,6 +31,7 @@ from tracin_core.engine.objectives import (
     sample_targets,
     suitable_loss,
     training_pairs,
+    turned,
 )
 from tracin_core.errors import ExclusionError, NonFiniteError, OutputShapeError
 from tracin_core.recipe import ClassificationTask, ModelSection, PluginModel, RankerModel, RankingTask, RegressionTask, TaskSection
@@ -53,6 +54,7 @@ def train(
     plugins: Path | None = None,
     exclude_samples: Collection[str] = frozenset(),
     exclude_pairs: Collection[frozenset[str]] = frozenset(),
+    flip_pairs: Collection[frozenset[str]] = frozenset(),
     exclusion_list: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
     keep: Keep = "checkpoints",
@@ -69,6 +71,7 @@ def train(
             validation and test are measured.
         task: settings of its loss that it leaves open are the defaults of `TrainingSettings` or `SampleSettings`.
         plugins: folder of plugins, for a plugin's model.
+        flip_pairs: training pairs of a ranking that are learnt the wrong way round, as planted errors; what is measured is not.
         exclusion_list: where the exclusions come from: `file`, its name, which checkpoints record, and whatever `training.json` should.
         keep: checkpoints; or outputs alone, those of all samples after the last epoch, as `outputs.npy` ([n], or [n, outputs]).
         settings: fields of `TrainingSettings` for a ranking, else of `SampleSettings`; they go before those of the task.
@@ -95,10 +98,11 @@ def train(
     if isinstance(model, PluginModel):  # other sections say how many outputs there are
         require_labels(samples, task, outputs)
     if isinstance(task, RankingTask):
-        objective: Objective = ranking(samples, sides["train"], exclude_samples, exclude_pairs, outputs, settings)
-    elif exclude_pairs:
+        objective: Objective = ranking(samples, sides["train"], exclude_samples, exclude_pairs, outputs, settings, flip_pairs)
+    elif exclude_pairs or flip_pairs:
         raise ExclusionError(
-            f"{len(exclude_pairs)} pairs are to be excluded, but a {task.kind} is trained on single samples; exclude samples instead."
+            f"{len(exclude_pairs) + len(flip_pairs)} pairs are to be excluded or turned, but a {task.kind} is trained on single samples; "
+            f"exclude samples instead."
         )
     else:
         objective = of_samples(samples, sides["train"], exclude_samples, outputs, task, settings)
@@ -138,17 +142,20 @@ def ranking(
     exclude_pairs: Collection[frozenset[str]],
     outputs: int,
     settings: Mapping[str, Any],
+    flips: Collection[frozenset[str]] = frozenset(),
 ) -> Pairs:
     """All pairs of the rows that are kept.
 
     Raises:
         OutputShapeError: the model gives more than one score.
         TooFewClassesError: no pair is left.
+        UnknownSampleError: as `turned`.
     """
     if outputs != 1:
         raise OutputShapeError(f"Ranking reads one output of the model, but it gives {outputs}; write outputs = 1 under [model].")
     kept = kept_rows(samples, trained, exclude_samples)
-    return Pairs(samples, kept, training_pairs(samples, kept, exclude_pairs), TrainingSettings(**settings))
+    pairs = turned(training_pairs(samples, kept, exclude_pairs), samples, flips)
+    return Pairs(samples, kept, pairs, TrainingSettings(**settings))
 
 
 def of_samples(

@@ -1,4 +1,4 @@
-"""Jobs that put scores to the test: trainings with and without what an exclusion list names, side by side."""
+"""Trainings with and without what an exclusion list names, side by side."""
 
 import time
 from pathlib import Path
