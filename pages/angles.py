@@ -10,6 +10,7 @@ with frame.page("page.angles"):
     view = session.view(run)
     look = widgets.choose_code("grid", cells.LOOKS, key="grid")
     if look == "onto":
+        widgets.require(run, "influence")
         st.markdown(t("grid.onto.why"))
         grouping.matrix(view, grouping.choose_column(view, key="by"))
     else:

@@ -115,10 +115,16 @@ def test_export_and_import_is_identity(seed: int, margin: float, parts: bool, tm
     live = view.test_pairs["id"][~view.dead_tests].iloc[0]
     for one, other in zip(found.top(live), view.top(live), strict=True):
         pd.testing.assert_frame_equal(one.drop(columns="contributions"), other.drop(columns="contributions"), check_dtype=False)
+    pair = view.train_pairs["id"].iloc[3]
+    for one, other in zip(
+        (*found.top_tests(pair), *found.top_of_group([live])), (*view.top_tests(pair), *view.top_of_group([live])), strict=True
+    ):
+        pd.testing.assert_frame_equal(
+            one.drop(columns="contributions"), other.drop(columns="contributions"), check_dtype=False, rtol=1e-9
+        )
     assert run.loss == PairLoss(margin=margin)
     assert run.simulated is False
     if parts:
-        pair = view.train_pairs["id"].iloc[3]
         np.testing.assert_array_equal(found.contributions(pair, live), view.contributions(pair, live))
         np.testing.assert_array_equal(found.self_contributions(), view.self_contributions())
         assert found.checkpoint_names == ["model_epoch_2.pt", "model_epoch_10.pt"]

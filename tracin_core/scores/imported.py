@@ -117,7 +117,7 @@ class ImportedView(View):
     def __init__(self, train: ImportedPairs, test: ImportedPairs, scores: ImportedScores) -> None:
         self.train, self.test, self.scores, self.measure = train, test, scores, "dot"
         self.checkpoint_weights = np.ones(1)
-        self.checkpoint_names = list(scores.checkpoints)
+        self.checkpoint_names = list(scores.checkpoints) or ["all checkpoints"]
 
     def mapped(self, *_: Any, **__: Any) -> NoReturn:
         refuse("what a method makes of the kernels")
@@ -176,18 +176,28 @@ class ImportedView(View):
         return np.asarray(self.scores.contributions[:, rows, self.test_row(test)].T)
 
     def _explained(self, rows: npt.NDArray[np.int64], dot: Array, measured: Array, test: str) -> pd.DataFrame:
+        known = self.scores.contributions is not None
+        return self._named(rows, dot, measured, self._terms(rows, test) if known else np.zeros((len(rows), 0)))
+
+    def _named(self, rows: npt.NDArray[np.int64], ranked: Array, measured: Array, terms: Array) -> pd.DataFrame:
+        """As of any view; without self-influence, or what each checkpoint adds, where no file told it."""
         own = self.scores.self_influence
-        parts = np.zeros((len(rows), 0)) if self.scores.contributions is None else self._terms(rows, test)
+        told = terms if terms.shape[1] == len(self.scores.checkpoints) else np.zeros((len(rows), 0))
         return (
             self.train.table.iloc[rows][list(self.train.shown)]
             .reset_index(drop=True)
             .assign(
                 influence=measured[rows],
-                percentile=percentiles_of(dot, rows),
+                percentile=percentiles_of(ranked, rows),
                 self_influence=np.full(len(rows), np.nan) if own is None else own[rows],
-                contributions=pd.Series(parts.tolist(), dtype=object),
+                contributions=pd.Series(told.tolist(), dtype=object),
             )
         )
+
+    def _told_of_tests(self, tests: npt.NDArray[np.int64], row: int, terms: Array, measured: Array) -> pd.DataFrame:
+        parts = self.scores.contributions
+        told = np.zeros((len(tests), 0)) if parts is None else parts[:, row, tests].T
+        return super()._told_of_tests(tests, row, terms, measured).assign(contributions=pd.Series(told.tolist(), dtype=object))
 
     @cached_property
     def _sample_influence(self) -> Array:
