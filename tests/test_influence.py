@@ -527,6 +527,22 @@ def test_a_groups_influence_is_that_of_its_live_tests_together(
         assert len(sides[0]) == min(4, int((view.group_influence(names, how) > 0).sum()))
 
 
+def test_influences_that_cancel_are_none() -> None:
+    """Under a hinge of whole numbers every influence is exact; thirds of those that add up to 0 would leave rounding, of either sign."""
+    cancelled = 0
+    for seed in range(40):
+        view = make_case(seed).view(PairLoss(margin=4.0))
+        names = view.test_pairs["id"][~view.dead_tests].head(7).tolist()
+        if len(names) == 7:
+            exact = sum(view.influence(name) for name in names)
+            together = view.group_influence(names)
+            np.testing.assert_array_equal(together == 0, exact == 0)
+            listed = pd.concat(view.top_of_group(names, k=100))
+            assert set(listed["id"]) == set(view.train_pairs["id"][exact != 0])
+            cancelled += int((~view.dead_train & (exact == 0)).sum())
+    assert cancelled
+
+
 def test_a_group_counts_its_live_tests() -> None:
     case = make_case(8)
     outputs = case.test_outputs.copy()

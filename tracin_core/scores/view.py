@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from tracin_core.scores.sample_losses import SampleLoss
 from tracin_core.scores.selection import Selection
 
 Together = Literal["mean", "sum"]
+LOST: Final = 64 * float(np.finfo(np.float64).eps)  # of a sum's terms: rounding
+NEARLY: Final = 1e-9  # of the largest influence; only those below it are looked at for having cancelled
 WHAT_IFS = (
     "checkpoints",
     "weights",
@@ -233,16 +235,23 @@ class View(Selection):
         """
         require_known("way to take tests together", how, get_args(Together))
         kernel, share = self.kernels.test_train, 1 / live.size if how == "mean" else 1.0
-        parts = self.test.incidence(np.full(len(kernel), share), kernel.shape[1])[live].sum(axis=0).reshape(len(kernel), -1)
-        towards = np.stack([part @ own for part, own in zip(parts, kernel, strict=True)])
+        parts = self.test.incidence(np.full(len(kernel), share), kernel.shape[1])[live]
+        towards = _through(parts, kernel)
         if self.measure == "dot":
-            return towards, np.asarray(self._incidence @ towards.ravel())
+            return towards, self._without_noise(np.asarray(self._incidence @ towards.ravel()), parts)
         total = np.zeros(len(self.train))
         step = max(1, BLOCK_CELLS // max(len(self.train), 1))
         for start in range(0, live.size, step):
             place: Rows = live[start : start + step]
             total += self._measured(place, self._dot(place)).sum(axis=1)
         return towards, total * share
+
+    def _without_noise(self, values: Array, parts: Any) -> Array:
+        """Influences on several tests, where those that cancel are 0: at most `LOST` of what the sizes of their terms add up to."""
+        small = np.flatnonzero(np.abs(values) <= NEARLY * np.abs(values).max(initial=0.0))
+        sizes = abs(self._incidence[small]) @ _through(abs(parts), np.abs(self.kernels.test_train)).ravel()
+        values[small[np.abs(values[small]) <= LOST * sizes]] = 0.0
+        return values
 
     def _weighted(self, rows: npt.NDArray[np.int64]) -> Array:
         """w_c a_c of these training examples: [C, rows, E]."""
@@ -397,6 +406,12 @@ def in_cell(examples: Examples, cell: tuple[Any, Any] | None) -> npt.NDArray[np.
         return np.ones(len(examples), dtype=bool)
     own = cells_of(examples).astype(str) if isinstance(examples, SampleExamples) else cells_of(examples)
     return np.asarray((own["low"] == cell[0]) & (own["high"] == cell[1]), dtype=bool)
+
+
+def _through(parts: Any, kernel: Array) -> Array:
+    """sum_f K_c a_f of sparse a over (checkpoint, position), [tests, C m], and kernels [C, m, n]: [C, n]."""
+    sums = np.asarray(parts.sum(axis=0)).reshape(len(kernel), -1)
+    return np.stack([part @ own for part, own in zip(sums, kernel, strict=True)])
 
 
 def _summed_in_order(terms: Array) -> Array:
