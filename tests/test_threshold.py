@@ -235,7 +235,7 @@ def test_a_relative_threshold_is_the_views_own(
 ) -> None:
     view = studio.run.view()
     threshold, population = view.threshold_at(**{by: given_})  # type: ignore[arg-type]
-    test = look(by=by, m=1, most=0, **{key: value})
+    test = look(given=by, m=1, most=0, **{key: value})
     assert test.dataframe[0].value["id"].tolist() == view.exclusions(threshold, 1, None)["id"].tolist()
     assert f"{len(population.values):,} scores that are not 0" in texts_of(test)
     test.text_input(key="who").set_value("Ada").run()
@@ -247,7 +247,7 @@ def test_a_relative_threshold_is_the_views_own(
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("rule", "both"), ("by", "eye"), ("desk", "kitchen"), ("look", "nobody"), ("suspect", "x"), ("m", "900")]
+    ("key", "value"), [("rule", "both"), ("given", "eye"), ("desk", "kitchen"), ("look", "nobody"), ("suspect", "x"), ("m", "900")]
 )
 def test_a_value_of_the_link_that_does_not_exist_is_named(look: Callable[..., AppTest], key: str, value: str) -> None:
     test = look(**({"rule": "suspect"} if key == "suspect" else {}), **{key: value})

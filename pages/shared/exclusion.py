@@ -95,7 +95,7 @@ def levels_of(view: View, rule: Rule) -> Levels:
 def choose_rule(view: View) -> Rule:
     """Harm or suspect, and the settings of it, each tied to the address."""
     tests, of_pairs = len(view.test_pairs), view.train.noun == "pair"
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         kind = widgets.choose_code("rule", ("harm", "suspect"), key="rule")
         if kind == "suspect":
             score = widgets.choose_code("suspect", get_args(SuspectScore), key="suspect")
@@ -103,9 +103,9 @@ def choose_rule(view: View) -> Rule:
         else:
             mode = cast(PairMode, widgets.choose_code("mode", MODES, key="mode") if of_pairs else "sample")
             occurrences = session.linked("m", min(TIMES, tests), valid=range(1, tests + 1))
-            st.number_input(t("threshold.occurrences"), 1, tests, help=t("threshold.occurrences.help"), width=190, **occurrences)
+            st.number_input(t("threshold.occurrences"), 1, tests, help=t("threshold.occurrences.help"), width=165, **occurrences)
             most = session.linked("most", 50, valid=lambda count: count >= 0)
-            st.number_input(t("threshold.most"), 0, help=t("threshold.most.help"), width=190, **most)
+            st.number_input(t("threshold.most"), 0, help=t("threshold.most.help"), width=165, **most)
             rule = Rule("harm", mode, int(st.session_state["m"]), int(st.session_state["most"]) or None)
     st.markdown(f":small[{t(f'mode.{rule.mode}.help') if rule.kind == 'harm' else t('rule.suspect.help')}]")
     return rule
@@ -139,7 +139,7 @@ def choose_line(view: View, rule: Rule) -> Line:
     """The threshold: as a score, or relative to the scores' own scale; exact entry for what dragging does by eye."""
     suggested = suggested_line(view, rule)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        way = widgets.choose_code("by", WAYS, key="by")
+        way = widgets.choose_code("by", WAYS, key="given")
         if way == "score":
             line = Line(rule, choose_threshold(rule.line_key, suggested, at_most=0.0 if rule.kind == "harm" else None), {})
         else:
@@ -221,7 +221,7 @@ def drag(view: View, line: Line) -> None:
     )
 
     def moved(threshold: float) -> None:
-        session.choose("by", "score")
+        session.choose("given", "score")
         session.choose(rule.line_key, threshold)
 
     words = f"drag.scores.{rule.score}" if suspect else "drag.scores.sample" if rule.mode == "sample" else "drag.scores"

@@ -30,7 +30,7 @@ def show(view: View, line: Line) -> None:
     def clicked() -> None:
         cell = charts.clicked(st.session_state["surface"])
         if cell is not None:
-            session.choose("by", "score")
+            session.choose("given", "score")
             session.choose("m", least[cell // len(thresholds)])
             session.choose("T", float(thresholds[cell % len(thresholds)]))
 

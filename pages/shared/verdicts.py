@@ -22,7 +22,7 @@ KEYS: Final[dict[Verdict, str]] = {"exclude": "E", "keep": "K", "look_again": "N
 ICONS: Final = {"exclude": "block", "keep": "check_circle", "look_again": "replay"}
 EACH: Final = 6  # on either side of the line
 PAGE: Final = 12
-CARD: Final = 148  # pixels
+CARD: Final = 146  # pixels
 TIMES: Final = "%Y-%m-%d %H:%M UTC"
 
 
@@ -59,9 +59,9 @@ def listed(view: View, line: Line, chosen: pd.DataFrame, verdicts: pd.DataFrame)
     """What the rule lists, in its order, a page at a time."""
     pages = max(-(-len(chosen) // PAGE), 1)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        page = session.linked("page", 1, valid=range(1, pages + 1))
+        page = session.linked("cards", 1, valid=range(1, pages + 1))
         st.number_input(t("desk.page", pages=pages), 1, pages, width=160, **page)
-        first = (int(st.session_state["page"]) - 1) * PAGE
+        first = (int(st.session_state["cards"]) - 1) * PAGE
         if len(chosen):
             st.markdown(t("desk.rows", first=first + 1, last=min(first + PAGE, len(chosen)), total=len(chosen)))
     place = pd.Series(np.arange(len(levels_of(view, line.rule).entries)), index=levels_of(view, line.rule).entries["id"])
@@ -122,7 +122,7 @@ def choose_entry(shown: pd.DataFrame, verdicts: pd.DataFrame) -> str:
 
 def cards(run: Run, shown: pd.DataFrame, current: str, verdicts: pd.DataFrame) -> None:
     """What there is to see and hear of each, its score and its verdict, side by side as far as there is room."""
-    with st.container(horizontal=True, gap="small"):
+    with st.container(horizontal=True, gap="xsmall"):
         for _, entry in shown.iterrows():
             with st.container(border=True, width=CARD, gap="xsmall"):
                 card(run, entry, str(entry["id"]) == current, verdict_on(entry, verdicts))
