@@ -32,6 +32,7 @@ from tracin_core.records.report.sentences import Sentences
 from tracin_core.records.report.texts import LANGUAGES, Words, catalogue
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace, open_workspace
+from tracin_core.scores.imported import ImportedPairs, ImportedScores, ImportedView
 from tracin_core.scores.rollups import Comparison, Recurrence, most_harmful
 
 MEGABYTE = 1_000_000
@@ -272,9 +273,19 @@ def test_every_sentence_of_the_code_is_among_the_claims() -> None:
 # ---- the numbers, by plain loops over every influence ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", ["margin", "logistic"])
-def test_the_facts_are_those_of_plain_loops(ranking: Run, loss: Any) -> None:
-    view = ranking.view(loss=loss, margin=0.02)  # small: a hinge with zeros and dead tests
+def whole_numbers(seed: int) -> ImportedView:
+    """Scores that are small whole numbers, many of them 0, and two dead tests."""
+    view, draw = computed(seed), np.random.default_rng(seed)
+    influence = draw.integers(-3, 4, size=(len(view.train_pairs), len(view.test_pairs))).astype(float)
+    influence[:, :2] = 0.0
+    own = draw.integers(0, 9, size=len(view.train_pairs)).astype(float)
+    sides = (ImportedPairs(view.train_pairs, view.train_samples), ImportedPairs(view.test_pairs, view.test_samples))
+    return ImportedView(*sides, ImportedScores(own, influence))
+
+
+@pytest.mark.parametrize("kind", ["margin", "logistic", "whole numbers", "others"])
+def test_the_facts_are_those_of_plain_loops(ranking: Run, kind: Any) -> None:
+    view = whole_numbers(len(kind)) if " " in kind or kind == "others" else ranking.view(loss=kind, margin=0.02)  # few are alive
     own, table, tests = view.self_influence(), view.influence(), view.test_pairs
     live = [column for column in range(len(tests)) if not view.dead_tests[column]]
     mean = np.array([sum(float(table[row, column]) for column in live) / len(live) for row in range(len(own))])
@@ -287,13 +298,13 @@ def test_the_facts_are_those_of_plain_loops(ranking: Run, loss: Any) -> None:
     assert spread.zeros == ordered.count(0.0)
     assert spread.top_share == pytest.approx(sum(ordered[-spread.top :]) / sum(ordered))
     assert spread.low <= spread.median <= spread.high
-    lowest = min((float(table[row, column]), row, column) for row in range(len(own)) for column in live)
-    assert found.strongest is not None
-    assert found.strongest.value == pytest.approx(lowest[0])
-    assert found.strongest.notable.example["id"] == view.train_pairs["id"][lowest[1]]
-    assert found.strongest.test["id"] == tests["id"][lowest[2]]
-    assert sum(found.strongest.contributions) == pytest.approx(lowest[0])
-    assert found.strongest.notable.harms == sum(1 for column in live if table[lowest[1], column] < 0)
+    strongest = found.strongest
+    assert strongest is not None
+    row, column = view.train_row(strongest.notable.example["id"]), view.test_row(strongest.test["id"])
+    assert strongest.value == table[row, column] == min(float(table[row, column]) for row in range(len(own)) for column in live)
+    assert strongest.notable.harms == sum(1 for column in live if table[row, column] < 0)
+    assert (strongest.notable.own, strongest.notable.mean, strongest.notable.live) == (own[row], mean[row], len(live))
+    assert sum(strongest.contributions) == pytest.approx(strongest.value if strongest.contributions else 0.0)
     high = [row for row in range(len(own)) if own[row] >= np.quantile(own, 0.95) and own[row] > 0]
     both = [row for row in high if mean[row] < 0]
     assert found.high == len(high)
