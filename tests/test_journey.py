@@ -93,7 +93,7 @@ def choose_a_cell(page: Page) -> None:
 
 def look_at_neighbours(page: Page) -> None:
     go_to(page, "Proponents and opponents")
-    expect(page.locator(".js-plotly-plot")).to_have_count(3)
+    expect(page.locator(".js-plotly-plot")).to_have_count(5)
     picker = page.get_by_role("combobox", name="Test pair")
     picker.click()
     picker.fill("36° – 108°")
