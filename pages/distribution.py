@@ -7,6 +7,7 @@ from pages.shared import frame, grouping, session, spread, widgets
 with frame.page("page.distribution"):
     run = session.selected_run()
     view = session.view(run)
+    widgets.recommended(run)
     look = widgets.choose_code("look", spread.LOOKS, key="look")
     with st.container(horizontal=True, gap="large"):
         score = widgets.choose_score(key="score")

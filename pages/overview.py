@@ -11,6 +11,7 @@ FIRST = 5
 with frame.page("page.overview"):
     run = session.selected_run()
     view = session.view(run)
+    widgets.recommended(run)
     widgets.key_figures(run, view)
     left, right = st.columns([3, 2], gap="large")
     with right:

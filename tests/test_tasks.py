@@ -99,7 +99,7 @@ def test_a_run_is_one_backward_pass_per_sample(place: Workspace, analysed: Calla
     np.testing.assert_allclose(view.influence(), np.einsum("cip,cjp->ij", train, test), **FLOAT32)
     np.testing.assert_allclose(view.self_influence(), np.einsum("cip,cip->i", train, train), **FLOAT32)
     assert (run.noun, run.counts) == ("sample", (len(run.splits["train"]), len(run.splits["validation"])))
-    assert run.health()["passed"].all()
+    assert set(run.health().query("not passed")["check"]) <= {"above_chance"}  # a few steps may have taught nothing
 
 
 def test_arrays_are_ranked_as_recordings_are(place: Workspace, analysed: Callable[..., Run]) -> None:

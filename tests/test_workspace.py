@@ -96,8 +96,10 @@ def test_a_run_has_the_tables_the_design_promises(computed: Workspace, recipe: R
     assert view.self_influence().shape == (len(run.train_pairs),)
     assert view.influence().shape == (len(run.train_pairs), len(run.test_pairs))
     health = run.health()
-    assert health["passed"].all()
-    assert {"finite_weights", "deterministic", "batch_coupling", "coverage", "products", "dead_tests"} <= set(health["check"])
+    assert set(health["check"][~health["passed"]]) == {"above_chance"}  # three epochs teach next to nothing, and that is told
+    assert {"finite_weights", "deterministic", "batch_coupling", "coverage", "products", "dead_tests", "above_chance"} <= set(
+        health["check"]
+    )
     log = "\n".join(computed.job_log(computed.jobs()[-1].id))
     assert "estimate for a block of 18 x 18 samples" in log
     picture, sound, _ = run.preview(run.samples["id"][0])
@@ -160,7 +162,9 @@ def test_killed_at_ten_random_moments_the_bytes_are_the_same(computed: Workspace
     assert kernel_bytes(place) == kernel_bytes(computed)
     reference = computed.run(run.id)
     np.testing.assert_array_equal(run.view().influence(), reference.view().influence())
-    assert not list((place.root / "kernels").rglob("*.partial")) or run.health()["passed"].all()
+    assert not list((place.root / "kernels").rglob("*.partial")) or set(run.health().query("not passed")["check"]) <= {
+        "above_chance"
+    }
 
 
 def test_a_damaged_block_is_named_and_only_it_is_redone(recipe: Recipe, place: Workspace, computed: Workspace) -> None:

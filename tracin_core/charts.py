@@ -474,6 +474,29 @@ def arms_figure(arms: pd.DataFrame, *, x: str, percent: bool = False) -> go.Figu
     return _finished(figure, height=90 + 44 * len(names))
 
 
+def intervals_figure(rows: pd.DataFrame, *, x: str, chance: float) -> go.Figure:
+    """A dot for each mean with its interval, best from the top; a line where chance is.
+
+    Args:
+        rows: columns name (text), mean, low, high, chosen (drawn in another colour).
+        chance: what guessing reaches.
+    """
+    figure = go.Figure()
+    for chosen, colour in ((False, BLUE), (True, AMBER)):
+        part = rows[rows["chosen"] == chosen]
+        spread = {"array": part["high"] - part["mean"], "arrayminus": part["mean"] - part["low"], "thickness": 1.5, "width": 5}
+        figure.add_scatter(
+            x=part["mean"], y=part.index, mode="markers", error_x=spread, text=part["name"], customdata=part[["low", "high"]],
+            marker={"color": colour, "size": 11},
+            hovertemplate="%{text}: %{x:.3f} (%{customdata[0]:.3f} – %{customdata[1]:.3f})<extra></extra>",
+        )  # fmt: skip
+    figure.add_vline(x=chance, line={"color": GREY, "dash": "dot"})
+    figure.update_xaxes(title_text=x, range=[0, 1.02], fixedrange=True)
+    names = [html.escape(name) for name in rows["name"]]
+    figure.update_yaxes(tickvals=list(rows.index), ticktext=names, autorange="reversed", automargin=True, fixedrange=True)
+    return _finished(figure, height=90 + 26 * len(rows))
+
+
 def _colours(values: pd.Series) -> dict[str, Any]:
     if values.min() >= 0:
         return {"colorscale": SEQUENTIAL, "zmin": 0}

@@ -23,7 +23,13 @@ ICON: Final = Path(__file__).with_name("icon.svg")  # a named icon would be fetc
 SECTIONS: Final = {
     "prepare": {"overview": "space_dashboard", "compute": "play_circle"},
     "explore": {"distribution": "bar_chart", "angles": "grid_on", "neighbours": "compare_arrows"},
-    "decide": {"threshold": "tune", "verify": "fact_check", "compare": "stacked_line_chart", "findings": "summarize"},
+    "decide": {
+        "threshold": "tune",
+        "calibrate": "straighten",
+        "verify": "fact_check",
+        "compare": "stacked_line_chart",
+        "findings": "summarize",
+    },
 }
 HOME: Final = "overview"
 
@@ -86,6 +92,8 @@ def page(title: str, **values: Any) -> Iterator[None]:
         st.header(t(title, **values), width="content")
         if run is not None and run.simulated:
             st.badge(t("run.simulated"), icon=":material/science:", color="orange", help=t("run.simulated.help"))
+        if run is not None and run.kind != "scores" and not run.above_chance.passed:
+            st.badge(t("run.at_chance"), icon=":material/casino:", color="red", help=plain(run.above_chance.detail))
         if run is not None and run.kind == "scores":
             st.badge(t("run.imported"), icon=":material/file_open:", color="violet", help=t("run.imported.help"))
         if run is not None:

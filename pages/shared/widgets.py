@@ -17,6 +17,7 @@ from pages.shared.i18n import has, t
 from pages.shared.session import plain
 from tracin_core import charts
 from tracin_core.errors import JobFailedError, TracInError
+from tracin_core.records.calibrations import name_of, recommended_score
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
 from tracin_core.scores.influence import top_share
@@ -147,24 +148,42 @@ def planted_faults(run: Run, ranked: pd.DataFrame) -> None:
 SCORES: Final = ("self_influence", "mean_influence", "worst_influence")
 
 
-def choose_code(name: str, codes: Sequence[str], *, key: str) -> str:
-    """One of a few codes, shown in the language in use (texts `<name>` and `<name>.<code>`); the first is the default."""
-    return str(
-        st.segmented_control(
-            t(name),
-            list(codes),
-            format_func=lambda code: t(f"{name}.{code}"),
-            required=True,
-            **session.linked(key, codes[0], valid=codes),
-        )
-    )
+def choose_code(name: str, codes: Sequence[str], *, key: str, recommended: str | None = None) -> str:
+    """One of a few codes, shown in the language in use (texts `<name>` and `<name>.<code>`); the first is the default.
+
+    Args:
+        recommended: what is the default instead, and marked so, if it is among them.
+    """
+
+    def label(code: str) -> str:
+        return t(f"{name}.{code}") + (f" · {t('recommended')}" if code == recommended else "")
+
+    default = recommended if recommended in codes else codes[0]
+    picker = session.linked(key, str(default), valid=codes)
+    return str(st.segmented_control(t(name), list(codes), format_func=label, required=True, **picker))
 
 
 def choose_score(*, key: str) -> str:
-    """Which number of each training pair the page is about, of those that the run in view has."""
-    lacks = session.selected_run().lacks
-    there = [score for score in SCORES if ("self_influence" if score == "self_influence" else "influence") not in lacks]
-    return choose_code("score", there, key=key)
+    """Which number of each training pair the page is about, of those that the run in view has; first what was found to be the best."""
+    run = session.selected_run()
+    there = [score for score in SCORES if ("self_influence" if score == "self_influence" else "influence") not in run.lacks]
+    return choose_code("score", there, key=key, recommended=recommended_score(session.workspace(), run))
+
+
+def score_label(score: str) -> str:
+    """A calibrated score in words: what it is, and by which method."""
+    kind, method = name_of(score)
+    if not kind:
+        return t(f"compare.method.{method}")
+    return t(f"score.{kind}") if method == "tracin" else f"{t(f'score.{kind}')} · {t(f'compare.method.{method}')}"
+
+
+def recommended(run: Run) -> None:
+    """A badge of the score that the calibration of this data recommends; nothing where there is none."""
+    score = recommended_score(session.workspace(), run)
+    if score is not None:
+        told = t("recommended.badge", score=score_label(score))
+        st.badge(told, icon=":material/straighten:", color="green", help=t("recommended.badge.help"))
 
 
 def score_values(view: View, score: str) -> charts.Array:

@@ -80,6 +80,15 @@ def snapshots(model: nn.Module, checkpoints: Sequence[Any], learning_rates: Sequ
     ]
 
 
+def own_snapshots(model: nn.Module, paths: Sequence[Path]) -> list[Snapshot]:
+    """`snapshots` of files that this very process has just written; of anybody else's, give `snapshots` the paths.
+
+    Raises:
+        CheckpointError: as `snapshots`.
+    """
+    return snapshots(model, [torch.load(path, map_location="cpu", weights_only=True) for path in paths])
+
+
 def with_rates(checkpoints: Sequence[Any], learning_rates: Sequence[float] | None) -> tuple[list[Any], list[float | None]]:
     """Each checkpoint without its learning rate, and the rates that were given.
 

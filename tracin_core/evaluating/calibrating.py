@@ -30,7 +30,7 @@ from tracin_core.scores.view import View
 
 Array = npt.NDArray[np.float64]
 PREFIX: Final = "model_epoch_"
-DRAWS: Final = 100  # random orders whose mean is what chance finds
+DRAWS: Final = 20  # random orders whose mean is what chance finds
 PARTS: Final = {"training": 50, "kernels": 40, "scores": 10}  # of a seed's work, for the progress
 EACH: Final = sum(PARTS.values())
 MAPS: Final = ("tracin", "last_checkpoint", "curvature", "training_time")  # whose mean influence is one product
@@ -111,19 +111,17 @@ def one_seed(progress: Progress, run: Run, samples: pd.DataFrame, inputs: Inputs
     request, recipe = progress.job.request, run.recipe
     planted = plant(samples, recipe.task, request["noise"], request["share"], seed)
     trained = folder / f"seed-{seed}"
-    if not (trained / "training.json").exists():
-        train(
-            inputs,
-            planted.samples,
-            trained,
-            model=recipe.model,
-            task=recipe.task,
-            plugins=plugins_of(progress.workspace),
-            flip_pairs=planted.flips,
-            progress=partial(share.tell, "training"),
-            **{**request["settings"], "save_epochs": tuple(request["settings"]["save_epochs"]), "seed": seed},
-        )
-    told = read_json(trained / "training.json")
+    told = train(
+        inputs,
+        planted.samples,
+        trained,
+        model=recipe.model,
+        task=recipe.task,
+        plugins=plugins_of(progress.workspace),
+        flip_pairs=planted.flips,
+        progress=partial(share.tell, "training"),
+        **{**request["settings"], "save_epochs": tuple(request["settings"]["save_epochs"]), "seed": seed},
+    )
     methods = methods_of(progress, run, planted, inputs, trained, told, share, seed)
     scores, missing = scores_of(methods, share)
     wrong, table = judged(run, methods.view, scores, planted)
@@ -165,7 +163,7 @@ def methods_of(
     from tracin_core.engine.models import build_model
 
     model = build_model(run.recipe.model, plugins_of(progress.workspace))
-    taken = in_memory.snapshots(model, list_checkpoints(trained, PREFIX))
+    taken = in_memory.own_snapshots(model, list_checkpoints(trained, PREFIX))
     tables = {side: planted.samples.set_index("id", drop=False).loc[run.splits[side]["id"]] for side in ("train", "validation")}
     rows = {name: row for row, name in enumerate(planted.samples["id"])}
     train, test = (

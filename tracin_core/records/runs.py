@@ -16,6 +16,7 @@ from tracin_core.data.samples import all_pairs, every_draw, listed_draws, pairs_
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.recipe import Cotangent, LabelLossName, LossName, NumberLossName, RankingTask, Recipe
 from tracin_core.records.store import BlockKey, BlockStore, digest_of
+from tracin_core.scores.chance import Chance, label_chance, number_chance, order_chance
 from tracin_core.scores.comparison import DEFAULT_RIDGE, Methods, Training
 from tracin_core.scores.examples import TestQuantity
 from tracin_core.scores.influence import Kernels, Measure
@@ -312,13 +313,30 @@ class Run:
         told = f"{dead.sum()} of {len(dead)} test {view.test.noun}s have no gradient under {self.loss.describe()}" + (
             f": {named}." if dead.any() else "."
         )
-        own = [{"name": "dead_tests", "passed": not dead.any(), "value": float(dead.sum()), "detail": told}]
+        own = [
+            {"name": "dead_tests", "passed": not dead.any(), "value": float(dead.sum()), "detail": told},
+            self.above_chance.told(),
+        ]
         listed = self._arguments.get("exclusions_file")
         if listed:
             told = f"The training left out what '{listed}' lists; these examples are scored here as if they had been trained on."
             own.append({"name": "exclusions", "passed": False, "value": 1.0, "detail": told})
         checks = pd.DataFrame([*self.manifest.health, *own], columns=["name", "passed", "value", "detail"])
         return checks.rename(columns={"name": "check"})
+
+    @cached_property
+    def above_chance(self) -> Chance:
+        """How the last checkpoint does on the validation side, beside guessing: the influences of a model at chance explain nothing."""
+        outputs = np.concatenate([self._outputs(self.manifest.groups[-1], [c]) for c in self.manifest.chunks["validation"]])
+        samples = self.splits["validation"]
+        if self.task == "ranking":
+            pairs = self.test_pairs
+            gap = pairs["target"].to_numpy() * (outputs[pairs["first"]] - outputs[pairs["second"]])
+            return order_chance(gap, len(np.unique(pairs[["first", "second"]])))
+        if self.task == "classification":
+            return label_chance(outputs, samples["label"].to_numpy())
+        mean = float(self.splits["train"]["target"].mean())
+        return number_chance(outputs.reshape(-1), samples["target"].to_numpy(dtype=np.float64), mean)
 
     def preview(self, sample_id: str) -> Preview:
         """Where the worker wrote what there is to see and hear of the sample; not every kind of data has all of it.

@@ -1,0 +1,158 @@
+"""Pieces of the page that plants errors and asks every score for them: what is planted, and which score found it."""
+
+import json
+from typing import Final
+
+import pandas as pd
+import streamlit as st
+
+from pages.shared import session, verifying, widgets
+from pages.shared.i18n import t
+from pages.shared.session import plain
+from tracin_core import charts
+from tracin_core.errors import JobFailedError
+from tracin_core.records.calibrations import NOISES, SEEDS, Calibration, calibrations, start_calibration
+from tracin_core.records.runs import Run
+
+SHARES: Final = {"10": 0.1, "5": 0.05}  # per cent
+INTERVALS: Final = ("average_precision", "auroc", "recovery_10", "recovery_20", "recovery_30", "above_random")
+PLAIN: Final = ("ties", "zeros")
+
+
+# ---- what is asked ----------------------------------------------------------------------------------------------------------------
+
+
+def start(run: Run) -> None:
+    """What is planted, how often, and how long that takes; and the button."""
+    with st.container(horizontal=True, gap="large", vertical_alignment="bottom"):
+        offered = NOISES if run.task == "ranking" else NOISES[:1]
+        noise = widgets.choose_code(f"calibrate.noise.{run.task}", offered, key="noise")
+        share = SHARES[widgets.choose_code("calibrate.share", tuple(SHARES), key="planted")]
+        told = t("calibrate.seeds.help")
+        seeds = int(st.number_input(t("calibrate.seeds"), 2, 20, width=150, help=told, **verifying.number("seeds", SEEDS, 2, 20)))
+    seconds = seconds_of_a_seed(run)
+    st.markdown(
+        t("calibrate.count", n=seeds)
+        + " "
+        + (t("verify.unknown") if seconds is None else t("calibrate.estimate", duration=widgets.duration(seeds * seconds)))
+    )
+    if st.button(t("calibrate.start"), type="primary", icon=":material/straighten:", key="start_calibration"):
+        start_calibration(session.workspace(), run, noise=next(one for one in NOISES if one == noise), share=share, seeds=seeds)
+        st.rerun()
+
+
+def seconds_of_a_seed(run: Run) -> float | None:
+    """How long a seed of an earlier calibration of the run took, else one training of it; None: nobody knows."""
+    for job in session.workspace().jobs(limit=200):
+        if job.kind == "calibration" and job.request.get("run") == run.id and verifying.took(job) is not None:
+            return float(verifying.took(job) or 0) / len(job.request["seeds"])
+    return verifying.seconds_of_one(run)
+
+
+def last_failure(run: Run) -> None:
+    """Why the run's newest calibration did not end well, where it did not."""
+    jobs = session.workspace().jobs(limit=200)
+    newest = next((job for job in jobs if job.kind == "calibration" and job.request.get("run") == run.id), None)
+    if newest is not None and newest.error:
+        widgets.failure(JobFailedError(f"{newest.title}: {newest.error}"))
+
+
+# ---- what came of it --------------------------------------------------------------------------------------------------------------
+
+
+def results(run: Run) -> None:
+    """Every finished calibration of the run's data, model and task, newest first."""
+    found = calibrations(session.workspace(), run)
+    if not found:
+        st.markdown(t("calibrate.none"))
+    for result in found:
+        with st.container(border=True):
+            one_result(run, result)
+
+
+def one_result(run: Run, result: Calibration) -> None:
+    """Which score to look at, the intervals that this rests on, and what could not be judged."""
+    when = f"{pd.Timestamp(result.created, unit='s'):%Y-%m-%d %H:%M} UTC"
+    title = t(f"calibrate.result.{result.noise}", share=f"{result.share:.0%}", n=len(result.seeds), when=when)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"**{title}**" + (f" · {plain(result.who)}" if result.who else ""), width="content")
+        if result.simulated:
+            st.badge(t("run.simulated"), icon=":material/science:", color="orange", help=t("run.simulated.help"))
+    if result.digest != run.digest:
+        st.warning(t("calibrate.stale", run=result.run_id), icon=":material/history:")
+    recommendation = result.recommendation()
+    (st.success if recommendation.score else st.warning)(sentence(result), icon=":material/straighten:")
+    summary = result.summary()
+    rows = pd.DataFrame(
+        {
+            "name": [widgets.score_label(score) for score in summary["score"]],
+            "mean": summary["average_precision"],
+            "low": summary["average_precision_low"],
+            "high": summary["average_precision_high"],
+            "chosen": summary["score"] == recommendation.score,
+        }
+    )
+    chance = result.figure("random", "average_precision").mean
+    figure = charts.intervals_figure(rows, x=t("calibrate.column.average_precision"), chance=chance)
+    widgets.chart(figure, key=f"calibrate.{result.number}", alt=sentence(result))
+    st.dataframe(table(summary), hide_index=True, column_config=columns())
+    st.markdown(f":small[{t('calibrate.scope', seeds=len(result.seeds), unit=t(f'calibrate.unit.{result.unit}'))}]")
+    st.markdown(f":small[{learnt(result)}]")
+    if result.assumed:
+        st.markdown(f":small[{t('verify.assumed', names=plain(', '.join(result.assumed)))}]")
+    if result.missing:
+        with st.expander(t("calibrate.missing", n=len(result.missing))):
+            for score, why in result.missing.items():
+                st.markdown(f"**{widgets.score_label(score)}**: {plain(why)}")
+    content = json.dumps(result.to_dict(), indent=2, default=str)
+    st.download_button(
+        t("calibrate.download"), content, f"calibration_{result.number}.json", "application/json",
+        key=f"download.{result.number}", on_click="ignore", icon=":material/download:", help=t("calibrate.download.help"),
+    )  # fmt: skip
+
+
+def sentence(result: Calibration) -> str:
+    """What to look at on this data, or that nothing here is reliable."""
+    found = result.recommendation()
+    if found.score is None:
+        return t("calibrate.verdict.nothing", n=found.judged)
+    precision, first = (result.figure(found.score, name) for name in ("average_precision", "recovery_10"))
+    told = t(
+        "calibrate.verdict.score",
+        score=widgets.score_label(found.score),
+        precision=f"{precision.mean:.2f}",
+        low=f"{precision.low:.2f}",
+        high=f"{precision.high:.2f}",
+        chance=f"{result.figure('random', 'average_precision').mean:.2f}",
+        found=f"{first.mean:.0%}",
+    )
+    if found.best not in (None, found.score):
+        told += " " + t("calibrate.verdict.tied", best=widgets.score_label(str(found.best)))
+    return told
+
+
+def learnt(result: Calibration) -> str:
+    """How well the models that learnt the errors do on the validation side, which has none."""
+    measure = next(name for name in result.trainings if name.startswith("validation_"))
+    values = result.trainings[measure]
+    told = [f"{value:.1%}" if measure.endswith("accuracy") else f"{value:.3g}" for value in (values.min(), values.max())]
+    wrong = f"{int(result.trainings['wrong'].min()):,}"
+    return t(f"calibrate.learnt.{measure.removeprefix('validation_')}", low=told[0], high=told[1], wrong=wrong)
+
+
+def table(summary: pd.DataFrame) -> pd.DataFrame:
+    """The summary as people read it: means with their intervals."""
+    shown = {"score": [widgets.score_label(score) for score in summary["score"]]}
+    for name in INTERVALS:
+        ends = zip(summary[name], summary[f"{name}_low"], summary[f"{name}_high"], strict=True)
+        shown[name] = [f"{mean:.3f} ({low:.3f} – {high:.3f})" for mean, low, high in ends]
+    for name in PLAIN:
+        shown[name] = [f"{value:.0%}" for value in summary[name]]
+    shown["reliable"] = [t(f"calibrate.reliable.{'yes' if reliable else 'no'}") for reliable in summary["reliable"]]
+    return pd.DataFrame(shown)
+
+
+def columns() -> dict[str, object]:
+    """Names of the table's columns, with what they mean."""
+    named = ("score", *INTERVALS, *PLAIN, "reliable")
+    return {name: st.column_config.Column(t(f"calibrate.column.{name}"), help=t(f"calibrate.column.{name}.help")) for name in named}

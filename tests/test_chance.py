@@ -1,0 +1,49 @@
+"""A model at chance is told from one that has learnt something."""
+
+from itertools import combinations, permutations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracin_core.scores.chance import label_chance, number_chance, order_chance
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4, 5, 6])
+def test_the_error_of_pairs_is_that_of_every_order_of_the_samples(samples: int) -> None:
+    """Counted out: the accuracy of all n! orders of n samples has mean .5 and exactly this standard deviation."""
+    pairs = list(combinations(range(samples), 2))
+    accuracies = [np.mean([order[one] < order[two] for one, two in pairs]) for order in permutations(range(samples))]
+    found = order_chance([1.0] * len(pairs), samples)
+    assert np.mean(accuracies) == pytest.approx(found.guess)
+    assert np.std(accuracies) == pytest.approx(found.error)
+
+
+@given(right=st.integers(0, 40), tied=st.integers(0, 20), wrong=st.integers(1, 40))
+def test_a_tied_pair_is_half_right(right: int, tied: int, wrong: int) -> None:
+    found = order_chance([2.0] * right + [0.0] * tied + [-1.0] * wrong, 12)
+    assert found.reached == pytest.approx((right + tied / 2) / (right + tied + wrong))
+    assert found.passed == (found.reached > 0.5 + 2 * found.error)
+
+
+def test_labels_are_held_against_the_most_frequent_one() -> None:
+    """80 of 100 right is nothing where one label has 80 of them, and something where it has 50."""
+    rare, even = np.repeat([0, 1], [80, 20]), np.repeat([0, 1], [50, 50])
+    always = np.tile([1.0, 0.0], (100, 1))
+    assert not label_chance(always, rare).passed
+    some = np.eye(2)[np.where(np.arange(100) % 5 == 0, 1 - even, even)]
+    found = label_chance(some, even)
+    assert (found.reached, found.guess, found.passed) == (0.8, 0.5, True)
+    assert found.error == pytest.approx(0.05)
+    assert label_chance(some[:, 1] - 0.5, even).reached == 0.8  # one output: its sign
+
+
+def test_numbers_are_held_against_the_mean() -> None:
+    generator = np.random.default_rng(0)
+    targets = generator.normal(size=50)
+    assert not number_chance(np.zeros(50), targets, 0.0).passed  # the mean itself
+    assert not number_chance(targets + 5, targets, 0.0).passed
+    good = number_chance(targets + 0.1 * generator.normal(size=50), targets, 0.0)
+    assert good.passed
+    assert f"{np.mean(targets**2):.4g}" in good.detail
