@@ -572,3 +572,12 @@ def test_the_button_on_findings_gives_the_same_report(
     assert waiting.value.suggested_filename == report.file_name(classes, ".md")
     waiting.value.save_as(tmp_path / "got.md")
     assert (tmp_path / "got.md").read_text(encoding="utf-8") == report.report_markdown(classes, place=open_workspace(place.root))
+
+
+@pytest.mark.parametrize("write", [report_html, report_markdown])
+def test_a_report_names_no_place_on_this_machine(place: Workspace, ranking: Run, write: Callable[..., str]) -> None:
+    """It is sent to people elsewhere: the recipe is in it, with folders by their names alone."""
+    text = write(ranking, "en", place=place)
+    assert "[checkpoints]" in text
+    assert ranking.recipe.checkpoints.folder.name in text
+    assert str(place.root) not in text

@@ -519,9 +519,22 @@ class Recipe(Section):
         """The text of `analysis.toml`; `from_toml` gives back an equal recipe."""
         return tomli_w.dumps(self.to_dict())
 
+    def to_toml_without_places(self) -> str:
+        """The text for readers elsewhere: of each path on this machine only the last part, so that nobody learns where things lie here."""
+        return tomli_w.dumps(_without_places(self.to_dict()))
+
     def digest(self) -> str:
         """SHA-256 of everything but the name and where it is computed: equal digests ask for the same computation."""
         settings = self.to_dict()
         settings.pop("name")
         settings["engine"] = {name: value for name, value in settings["engine"].items() if name not in EngineSection.WHERE}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _without_places(value: Any) -> Any:
+    """The same, each absolute path as its last part."""
+    if isinstance(value, dict):
+        return {name: _without_places(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_places(part) for part in value]
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value

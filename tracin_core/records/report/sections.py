@@ -130,7 +130,7 @@ def settings(subject: Subject) -> list[Block]:
     table = Table(words("settings.table"), subject.names("setting", "value"), rows)
     if words.imported:
         return [*mark, table, files(subject)]
-    return [*mark, table, checkpoints(subject), Code(words("settings.recipe"), subject.run.recipe.to_toml())]
+    return [*mark, table, checkpoints(subject), Code(words("settings.recipe"), subject.run.recipe.to_toml_without_places())]
 
 
 def told_settings(run: Run, words: Words) -> dict[str, str]:
