@@ -11,6 +11,7 @@ with frame.page("page.calibrate"):
     if run.manifest.kind == "scores":
         widgets.nothing_matches(t("calibrate.imported"))
     else:
+        session.view(run)  # what is damaged is told before anything long is started
         widgets.recommended(run)
         calibrating.start(run)
         calibrating.last_failure(run)

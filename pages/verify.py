@@ -11,6 +11,7 @@ with frame.page("page.verify"):
     if run.manifest.kind == "scores":
         widgets.nothing_matches(t("verify.imported"))
     else:
+        session.view(run)  # what is damaged is told before anything long is started
         listed = verifying.choose_list(run)
         if listed is not None:
             verifying.start(run, listed)

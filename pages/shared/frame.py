@@ -92,8 +92,9 @@ def page(title: str, **values: Any) -> Iterator[None]:
         st.header(t(title, **values), width="content")
         if run is not None and run.simulated:
             st.badge(t("run.simulated"), icon=":material/science:", color="orange", help=t("run.simulated.help"))
-        if run is not None and run.kind != "scores" and not run.above_chance.passed:
-            st.badge(t("run.at_chance"), icon=":material/casino:", color="red", help=plain(run.above_chance.detail))
+        guessing = at_chance(run)
+        if guessing is not None:
+            st.badge(t("run.at_chance"), icon=":material/casino:", color="red", help=plain(guessing))
         if run is not None and run.kind == "scores":
             st.badge(t("run.imported"), icon=":material/file_open:", color="violet", help=t("run.imported.help"))
         if run is not None:
@@ -125,6 +126,16 @@ def run_in_view() -> Run | None:
     try:
         return session.selected_run()
     except (session.NothingYet, TracInError):
+        return None
+
+
+def at_chance(run: Run | None) -> str | None:
+    """What shows that the run's model does no better than guessing; None where it does, or that cannot be known here."""
+    if run is None or run.kind == "scores":
+        return None
+    try:
+        return None if run.above_chance.passed else run.above_chance.detail
+    except TracInError:  # the page's body says why
         return None
 
 
