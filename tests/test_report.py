@@ -23,7 +23,7 @@ from tracin_core.errors import InputError, ViewError
 from tracin_core.recipe import Recipe
 from tracin_core.records import report
 from tracin_core.records.imports import import_scores
-from tracin_core.records.report import decisions, facts, sentences
+from tracin_core.records.report import decisions, facts, report_html, report_markdown, sentences
 from tracin_core.records.report.decisions import Listed, Retrained, Trainings
 from tracin_core.records.report.facts import Cases, Health, Losses, Notable, Signs, Spread, Strongest
 from tracin_core.records.report.rendering import as_html, as_markdown, plain
