@@ -220,7 +220,11 @@ class View(Selection):
         )
 
     def _live_of(self, tests: Sequence[str]) -> npt.NDArray[np.int64]:
-        asked = np.unique([self.test_row(test) for test in tests]).astype(np.int64)
+        ids = self.test.table["id"]
+        asked = np.flatnonzero(ids.isin(tests)).astype(np.int64)
+        if len(asked) != len(set(tests)):  # a name that no test has, or several
+            for test in tests:
+                self.test_row(test)
         live = np.intersect1d(asked, self._live_tests())
         if live.size == 0:
             raise ViewError(
