@@ -15,7 +15,8 @@ from pages.shared.i18n import t, template
 from tracin_core import charts
 
 MOST_CELLS: Final = 60
-NUMBERS: Final = 6_000  # counts in one payload; a few thousand of two letters each keep it within 20 KB
+NUMBERS: Final = 4_000  # counts in one payload, so that it stays within 20 KB with what draws it
+FINE: Final = 10_000  # places on the axis from 0 to 1 are told as whole numbers up to this
 LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
@@ -65,10 +66,14 @@ def payload(
     histogram: charts.Histogram, steps: pd.DataFrame, *, value: float, total: int, cells: Cells | None, above: bool
 ) -> dict[str, Any]:
     """What the browser needs to tell every count by itself, in at most 20 KB."""
+    drawn = histogram.to_dict()
+    places = histogram.axis.place(steps["threshold"].to_numpy()).clip(0, 1)  # a typed threshold may lie beyond all scores
+    bars = [count for _, _, count in drawn.pop("bars")]  # of equal width
     return {
-        **histogram.to_dict(),
+        **drawn,
+        "bars": bars,
         "thresholds": steps["threshold"].tolist(),
-        "places": [round(place, 4) for place in histogram.axis.place(steps["threshold"].to_numpy()).tolist()],
+        "places": packed(np.rint(places * FINE).astype(np.int64), falling=False),
         "pairs": packed(steps["pairs"].to_numpy(), falling=above),
         "samples": packed(steps["samples"].to_numpy(), falling=above),
         "start": int(steps["threshold"].sub(value).abs().to_numpy().argmin()),

@@ -255,9 +255,11 @@ def decided(run: Run, view: View, line: Line, verdicts: pd.DataFrame) -> tuple[p
 
 def by_hand(view: View, line: Line, verdicts: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     """What people excluded of the kind that the list is of, with what the rule says of it: no occurrence is 0, and so is its average."""
-    entries = levels_of(view, line.rule).entries
     wanted = set(verdicts.index[verdicts["verdict"] == "exclude"]) - set(subjects(chosen))
-    rows = np.flatnonzero([about in wanted for about in subjects(entries)]) if wanted else np.zeros(0, dtype=np.int64)
+    if not wanted:
+        return chosen.head(0)
+    entries = levels_of(view, line.rule).entries
+    rows = np.flatnonzero([about in wanted for about in subjects(entries)])
     mode: PairMode = "ranking_pair" if line.rule.lists_pairs else "sample"
     harmful = view.exclusions(line.threshold, 1, None, mode, among=rows) if line.rule.mode != "full_pair" else chosen.head(0)
     names = [name for name in ("id", "id1", "id2") if name in chosen]

@@ -55,11 +55,7 @@ def counted(view: View, line: Line, least: list[int]) -> tuple[Thresholds, npt.N
 def surface_figure(thresholds: Thresholds, least: list[int], counts: npt.NDArray[np.int64], line: Line) -> go.Figure:
     """A cell per pair of settings, darker where more is listed, with the place of the line in view and of the command line's defaults."""
     places = np.arange(len(thresholds))
-    words = [
-        t("surface.cell", threshold=f"{threshold:g}", occurrences=k, n=int(counts[row, column]))
-        for row, k in enumerate(least)
-        for column, threshold in enumerate(thresholds)
-    ]
+    words = [f"{threshold:g} → {int(count):,}" for row in counts for threshold, count in zip(thresholds, row, strict=True)]
     figure = go.Figure(
         go.Heatmap(
             z=np.log1p(counts),
@@ -74,7 +70,8 @@ def surface_figure(thresholds: Thresholds, least: list[int], counts: npt.NDArray
     )
     figure.add_scatter(
         x=np.tile(places, len(least)), y=np.repeat(least, len(places)), mode="markers", customdata=list(range(counts.size)), text=words,
-        marker={"symbol": "square", "size": 20, "opacity": 0}, hovertemplate="%{text}<extra></extra>", showlegend=False,
+        marker={"symbol": "square", "size": 20, "opacity": 0}, showlegend=False,
+        hovertemplate=f"%{{y}} × %{{text}}<extra>{t('surface.cell')}</extra>",
     )  # fmt: skip
     marks = {t("surface.here"): (line.threshold, line.rule.occurrences, "circle"), t("surface.usual"): (USUAL, TIMES, "diamond")}
     for name, (threshold, k, symbol) in marks.items():

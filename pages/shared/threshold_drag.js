@@ -2,6 +2,7 @@
 // Every number comes from the tables in `data`; the server hears of the threshold once, when it is let go.
 
 const KEYBOARD_PAUSE_MS = 300; // arrow keys fire one `change` each; a held key is one move
+const FINE = 10000; // places on the axis from 0 to 1 come as whole numbers up to this
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
 // The counts behind the letters of their increases: five bits a letter, lowest first, 32 added where another follows.
@@ -81,10 +82,12 @@ export default function ({ parentElement, data, setTriggerValue }) {
     find("worst").textContent = worst ? fill(data.labels.worst, told) : data.labels.none_lost;
   };
 
-  const bars = data.bars.map(([left, right, count]) => {
+  const places = unpacked(data.places, false).map((place) => place / FINE);
+  const width = 1 / data.bars.length;
+  const bars = data.bars.map((count, i) => {
     const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     const height = count === 0 ? 0 : Math.max((100 * count) / data.highest, 0.7); // a single example must be seen
-    const box = { x: 1000 * left, width: Math.max(1000 * (right - left) - 1, 1), y: 100 - height, height };
+    const box = { x: 1000 * width * i, width: Math.max(1000 * width - 1, 1), y: 100 - height, height };
     Object.entries(box).forEach(([name, value]) => bar.setAttribute(name, value));
     return bar;
   });
@@ -115,7 +118,7 @@ export default function ({ parentElement, data, setTriggerValue }) {
       percent: ((100 * pairs[step]) / Math.max(data.total, 1)).toFixed(1),
       samples: format(samples[step]),
     };
-    const place = data.places[step];
+    const place = places[step];
     const sentence = fill(data.labels.count, values);
     slider.value = step;
     slider.setAttribute("aria-valuetext", sentence);
@@ -124,7 +127,7 @@ export default function ({ parentElement, data, setTriggerValue }) {
     line.style.left = 100 * place + "%";
     line.classList.toggle("far", place > 0.8);
     bars.forEach((bar, i) => {
-      const middle = (data.bars[i][0] + data.bars[i][1]) / 2;
+      const middle = width * (i + 0.5);
       bar.classList.toggle("excluded", data.above ? middle > place : middle < place);
     });
     showCells(step);
@@ -145,8 +148,8 @@ export default function ({ parentElement, data, setTriggerValue }) {
     const box = scores.getBoundingClientRect();
     const place = (event.clientX - box.left) / box.width;
     let best = 0;
-    data.places.forEach((other, i) => {
-      if (Math.abs(other - place) < Math.abs(data.places[best] - place)) best = i;
+    places.forEach((other, i) => {
+      if (Math.abs(other - place) < Math.abs(places[best] - place)) best = i;
     });
     return best;
   };

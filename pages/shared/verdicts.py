@@ -2,11 +2,15 @@
 
 import getpass
 from collections.abc import Callable
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 import streamlit as st
+from PIL import Image
 
 from pages.shared import access, examples, session, widgets
 from pages.shared.exclusion import Line, levels_of, samples_of, verdict_on
@@ -23,6 +27,7 @@ ICONS: Final = {"exclude": "block", "keep": "check_circle", "look_again": "repla
 EACH: Final = 6  # on either side of the line
 PAGE: Final = 12
 CARD: Final = 146  # pixels
+THUMB: Final = 108
 TIMES: Final = "%Y-%m-%d %H:%M UTC"
 
 
@@ -141,15 +146,25 @@ def card(run: Run, entry: pd.Series, is_current: bool, verdict: pd.Series | None
     told = "" if verdict is None else f" · :material/{ICONS[verdict['verdict']]}: {t('verdict.' + verdict['verdict'])}"
     st.markdown(f":small[{entry['level']:.4g}{told}]")
     previews = [run.preview(sample) for sample in samples]
-    pictures = [str(preview.picture) for preview in previews if preview.picture.is_file()]
+    width = THUMB // len(samples)
+    pictures: list[Any] = [thumbnail(preview.picture, width) for preview in previews if preview.picture.is_file()]
     if pictures:
-        alt = ", ".join(samples)
-        st.image(pictures, width=54 if len(samples) > 1 else 86, alt=[alt] * len(pictures))
+        st.image(pictures, width=width, alt=[t("spectrogram.alt", id=", ".join(samples))] * len(pictures))
     for preview in previews:
         if preview.sound.is_file():
             st.audio(str(preview.sound))
         if preview.text.is_file() and not preview.picture.is_file():
             st.code(unsealed_text(preview.text.read_text(encoding="utf-8")), language=None, height=110)
+
+
+@lru_cache(maxsize=500)
+def thumbnail(path: Path, width: int) -> bytes:
+    """The picture no wider than this, as PNG. Previews are named by their content, so that none is ever stale."""
+    with Image.open(path) as picture:
+        picture.thumbnail((width, 4 * width))
+        told = BytesIO()
+        picture.save(told, "PNG")
+    return told.getvalue()
 
 
 # ---- deciding -------------------------------------------------------------------------------------------------------------------
