@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import typer
 from pydantic.fields import FieldInfo
 
 from tracin_core.recipe import (
@@ -209,3 +210,106 @@ def run_blocks(name: str, names: dict[str, Any] | None = None) -> dict[str, Any]
 def test_the_example_of_a_refusal_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     run_blocks("errors.md")
     assert "data.material" in capsys.readouterr().out
+
+
+# ---- architecture.md ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_room_and_every_file_of_it_is_on_the_page_and_no_other() -> None:
+    from test_architecture import DOORS
+
+    sections = sections_of(text_of("architecture.md"), 2)
+    assert set(table_of(sections["Rooms"])) == set(DOORS)
+    told = {room: set(re.findall(r"`(\w+)`", cells[0])) for room, cells in table_of(sections["Files of each room"]).items()}
+    assert set(told) == {room for room in DOORS if not room.endswith(".py")}
+    for room, names in told.items():
+        there = {path.stem for path in (ROOT / room).glob("*.py")} | {
+            path.parent.name for path in (ROOT / room).glob("*/__init__.py")
+        }
+        rooms_of_their_own = {Path(other).name for other in told if other.startswith(f"{room}/")}
+        assert names == there - rooms_of_their_own - {"__init__"}, room
+
+
+# ---- extending.md ---------------------------------------------------------------------------------------------------------------
+
+
+def defined_in(path: Path) -> set[str]:
+    """The names that a module defines for itself."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def test_every_place_to_add_something_exists() -> None:
+    text = text_of("extending.md")
+    assert list(sections_of(text, 2)) == [
+        "A loss of pairs",
+        "A loss of samples",
+        "A layer rule",
+        "A reader",
+        "A page",
+        "An executor",
+    ]
+    places = [[cell.strip().strip("`") for cell in line.split("|")[1:3]] for line in text.splitlines() if line.startswith("| `")]
+    assert len(places) > 40
+    for file, name in places:
+        assert (ROOT / file).is_file(), file
+        assert not name or name in defined_in(ROOT / file), f"{file} has no {name}"
+    assert "ENGINE_VERSION" in defined_in(ROOT / "tracin_core" / "engine" / "__init__.py")
+
+
+# ---- all of them ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", sorted([*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "SECURITY.md"]), ids=lambda page: page.name)
+def test_every_link_and_every_path_in_a_document_leads_somewhere(page: Path) -> None:
+    """Links between documents, with the heading that they jump to, and files of the source that are named."""
+    text = page.read_text(encoding="utf-8")
+    for target, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", text)):
+        if target.startswith(("http:", "https:")):
+            continue
+        place = (page.parent / target) if target else page
+        assert place.exists(), f"{page.name} links to {target}"
+        headings = re.findall(r"^#+ (.+)$", place.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings], f"#{anchor}"
+    named = re.findall(r"`((?:tracin_core|pages|tests|scripts|docs|benchmarks)/[\w./-]+)`", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def commands_of_the_shell() -> Iterator[tuple[str, Any]]:
+    """Every command, also of a group, by the words that call it."""
+
+    def below(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from below(inner, (*words, name))
+        if words and not getattr(command, "commands", {}):
+            yield " ".join(words), command
+
+    from tracin_core.cli import app
+
+    yield from below(typer.main.get_command(app), ())
+
+
+def test_every_command_and_option_of_the_shell_is_in_the_manual() -> None:
+    """In the section of the command, or in one that it refers to, or said of all commands at the top."""
+    text = text_of("command-line.md")
+    sections, top = sections_of(text, 2), text.partition("\n## ")[0]
+    commands = dict(commands_of_the_shell())
+    assert {name.split()[0] for name in commands} == set(sections)
+    for name, command in commands.items():
+        section = sections[name.split()[0]]
+        told = top + section + "".join(sections[other] for other in re.findall(r"\(#([a-z-]+)\)", section))
+        assert f"tracin_core {name}" in section, name
+        options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
+        missing = [option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", told)]
+        assert missing == [], f"{name}: {missing}"
+
+
+def test_the_readme_leads_to_every_document() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in sorted(DOCS.glob("*.md")) if f"(docs/{page.name})" not in text] == []
