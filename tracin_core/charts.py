@@ -369,8 +369,8 @@ def grid_figure(grid: pd.DataFrame, values: str, *, x: str, y: str, name: str, c
         texts[rows[row], columns[high]] = "" if len(columns) > READABLE else short(value) if of_groups else text
     figure = go.Figure(
         go.Heatmap(
-            z=shown, x=[literal(marked(end)) for end in columns], y=[literal(marked(end)) for end in rows], text=texts, texttemplate="%{text}",
-            textfont={"color": INK, "size": 12}, hoverinfo="skip", xgap=2, ygap=2,
+            z=shown, x=[literal(marked(end)) for end in columns], y=[literal(marked(end)) for end in rows], text=texts,
+            texttemplate="%{text}", textfont={"color": INK, "size": 12}, hoverinfo="skip", xgap=2, ygap=2,
             colorbar={"title": {"text": name}, "thickness": 12}, **_colours(grid[values]),
         )
     )  # fmt: skip
