@@ -1,0 +1,96 @@
+"""Scores put to the test from the shell: what is said is what is kept, and the manual names every option."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import lab
+import pytest
+from shell import Shell
+from test_calibration import write_points
+
+from tracin_core.cli.evaluating import listed
+from tracin_core.errors import InputError
+from tracin_core.records.calibrations import calibrations
+from tracin_core.records.evaluations import retrainings
+from tracin_core.records.runs import Run
+
+MANUAL = Path(__file__).resolve().parents[1] / "docs" / "command-line.md"
+TRAINED = {"epochs": 2, "save_epochs": (1, 2), "learning_rate": 0.05, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    home = tmp_path_factory.mktemp("evaluate")
+    yield Shell(home)
+    lab.stop_worker(Shell(home).place)
+
+
+@pytest.fixture(scope="module")
+def run(shell: Shell) -> Run:
+    """Points of three classes, a small network trained on them, and its analysis."""
+    place, folder = shell.place, shell.home / "checkpoints"
+    recipe = lab.arrays_recipe(write_points(shell.home / "points.npz"), folder, "kind", {"kind": "classification"}, 3)
+    place.queue.wait(place.start_training(recipe, settings=TRAINED, folder=folder).id)
+    made = place.compute(recipe)
+    assert isinstance(made, Run)
+    return made
+
+
+@pytest.mark.parametrize("verb", ["calibrate", "retrain"])
+def test_help_shows_an_example_and_the_manual_names_every_option(shell: Shell, verb: str) -> None:
+    answer = shell.here("evaluate", verb, "--help")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert f"Example: python -m tracin_core evaluate {verb}" in " ".join(answer.stdout.split())
+    options = set(re.findall(r"^  (--[a-z-]+)", answer.stdout, re.MULTILINE)) - {"--help", "--workspace", "--json"}
+    section = MANUAL.read_text().split("\n## evaluate\n")[1].split("\n## ")[0]
+    told = section.split(f"\n`evaluate {verb}`")[1].split("\n`evaluate ")[0]
+    assert options
+    assert options == {option for option in options if f"| `{option}` |" in told}
+
+
+def test_a_calibration_is_told_as_it_is_kept(shell: Shell, run: Run) -> None:
+    """To a machine whole, to people in words; asked again it is there at once."""
+    told = shell.json("evaluate", "calibrate", "--seeds", "2", "--share", "0.1")
+    (kept,) = calibrations(shell.place, run)
+    assert told["summary"][0]["score"] == kept.summary()["score"].iloc[0]
+    assert told["recommendation"]["score"] == kept.recommendation().score
+    assert len(told["table"]) == len(kept.table)
+    answer = shell.here("evaluate", "calibrate", "--seeds", "2", "--run", run.id)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    for row in kept.summary().itertuples():
+        assert re.search(rf"^\s*{re.escape(str(row.score))}\s+{row.average_precision:.3f} \(", answer.stdout, re.MULTILINE)
+    score = kept.recommendation().score
+    assert ("Nothing here is reliable" if score is None else f"Recommended on this data: {score}") in answer.stdout
+    refused = shell.here("evaluate", "calibrate", "--share", "0.7")
+    assert (refused.returncode, "at most 0.25" in refused.stderr) == (2, True)
+
+
+def test_a_list_is_judged(shell: Shell, run: Run) -> None:
+    names = run.splits["train"]["id"].tolist()[:4]
+    held_out = run.splits["validation"]["id"].iloc[0]
+    (shell.home / "mine.txt").write_text("\n".join(["# mine", *names, held_out, "nobody"]))
+    words = ("evaluate", "retrain", "--exclusions-file", "mine.txt", "--seeds", "2", "--draws", "1", "--lasting", "epochs")
+    answer = shell.here(*words)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "Not in this data set, so left as they are: 1 (nobody)\n" in answer.stdout
+    assert f"Not on the training side, so left as they are: 1 ({held_out})\n" in answer.stdout
+    assert f"8 trainings without and with 4 listed of run {run.id}\n" in answer.stdout
+    (kept,) = retrainings(shell.place, run)
+    assert (kept.entries, kept.rule) == (4, {"file": "mine.txt"})
+    told = shell.json(*words)
+    assert told["verdicts"] == {"epochs": kept.verdict("epochs")}
+    assert len(told["effects"]) == len(kept.effects())
+
+
+def test_a_list_keeps_the_rule_that_made_it(shell: Shell, run: Run) -> None:
+    rule = {"threshold": -0.001, "min_occurrences": 1, "max_exclusions": 3, "pair_mode": "sample"}
+    text, _ = shell.place.export_exclusions(run, run.view().exclusions(**rule), rule)
+    chosen, found = listed(run, text)
+    assert found == rule
+    assert len(chosen) == len(run.view().exclusions(**rule)) > 0
+    text.write_text(text.read_text() + run.splits["train"]["id"].iloc[-1])  # by hand: no longer what the rule chose
+    assert listed(run, text)[1] == {"file": text.name}
+    text.write_text(run.splits["validation"]["id"].iloc[0])
+    with pytest.raises(InputError, match="no training example"):
+        listed(run, text)

@@ -1,0 +1,173 @@
+"""Verbs that put scores to the test: which one finds errors on this data, and whether leaving a list out helped."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tracin_core.cli.asking import JsonOption, RunOption, WorkspaceOption, opened, the_run
+from tracin_core.cli.talk import answer, in_columns, say, say_next, simulated_mark, watch
+from tracin_core.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tracin_core.records.calibrations import Calibration
+    from tracin_core.records.evaluations import Retraining
+    from tracin_core.records.runs import Run
+
+evaluate = typer.Typer(name="evaluate", help="Puts scores to the test on your own data.", rich_markup_mode=None)
+LASTING = {"both": ("epochs", "steps"), "epochs": ("epochs",), "steps": ("steps",)}
+NAMED = 3  # lines of a list that are named where they match nothing
+SHOWN = ("average_precision", "auroc", "recovery_10", "recovery_20", "recovery_30")
+
+
+@evaluate.command("calibrate")
+def evaluate_calibrate(
+    run: RunOption = None,
+    noise: Annotated[
+        Literal["labels", "pair_flips"],
+        typer.Option(help="Labels of samples (targets of a regression are swapped), or pairs of a ranking turned round."),
+    ] = "labels",
+    share: Annotated[float, typer.Option(help="Of the training side that is wrong: more than 0, at most 0.25.")] = 0.1,
+    seeds: Annotated[int, typer.Option(help="How often, with other errors and other weights.", min=2)] = 3,
+    workspace: WorkspaceOption = Path("workspace"),
+    as_json: JsonOption = False,
+) -> None:
+    """Plant known errors in a copy of the training side, and say which score finds them. The run and its data stay as they are.
+
+    Example: python -m tracin_core evaluate calibrate --share 0.1 --seeds 3
+    """
+    from tracin_core.records.calibrations import calibrations, start_calibration
+
+    place = opened(workspace)
+    chosen = the_run(place, run)
+    say(f"{seeds} trainings of run {chosen.id}: {chosen.name}{simulated_mark(chosen.simulated)}")
+    job = watch(place, start_calibration(place, chosen, noise=noise, share=share, seeds=seeds))
+    found = next(one for one in calibrations(place, chosen) if one.number == (job.result or {})["calibration"])
+    say_calibration(found)
+    say_next("serve", "--workspace", workspace)
+    answer(found.to_dict())
+
+
+def say_calibration(found: "Calibration") -> None:
+    """What every score found, and which one to trust."""
+    summary = found.summary()
+    errors = f"{int(found.trainings['wrong'].min())} of {int(found.trainings['examples'].min())} training {found.unit}s"
+    say(f"{errors} were made wrong; means over {len(found.seeds)} seeds, with 95 % intervals{simulated_mark(found.simulated)}:")
+    rows = [
+        {
+            "score": row["score"],
+            **{name: f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})" for name in SHOWN},
+            "ties": f"{row['ties']:.0%}",
+            "reliable": "yes" if row["reliable"] else "no",
+        }
+        for row in summary.to_dict("records")
+    ]
+    for line in in_columns(rows):
+        say(line)
+    for score, why in found.missing.items():
+        say(f"Not judged: {score}. {why}")
+    told = found.recommendation()
+    if told.score is None:
+        say(
+            f"Nothing here is reliable: none of {told.judged} scores is clearly better than chance, with an AUROC that stays above 0.6."
+        )
+        return
+    simpler = f" ({told.best} found no less, but not clearly more)" if told.best != told.score else ""
+    say(f"Recommended on this data: {told.score}{simpler}")
+
+
+@evaluate.command("retrain")
+def evaluate_retrain(
+    exclusions_file: Annotated[Path, typer.Option(help="The list to judge: ids of training samples, or of pairs.")],
+    run: RunOption = None,
+    seeds: Annotated[int, typer.Option(help="Trainings of each arm.", min=2)] = 3,
+    draws: Annotated[int, typer.Option(help="Random lists of the same length.", min=1)] = 3,
+    lasting: Annotated[
+        Literal["both", "epochs", "steps"], typer.Option(help="Equal epochs, equal steps (fewer examples make fewer), or both.")
+    ] = "both",
+    workspace: WorkspaceOption = Path("workspace"),
+    as_json: JsonOption = False,
+) -> None:
+    """Train without a list, against nothing left out, as much at random, and the most helpful examples; say whether it helped.
+
+    Example: python -m tracin_core evaluate retrain --exclusions-file exclusions.txt
+    """
+    from tracin_core.records.evaluations import retrainings, start_retraining
+
+    place = opened(workspace)
+    judged = the_run(place, run)
+    chosen, rule = listed(judged, exclusions_file)
+    kinds: Any = LASTING[lasting]
+    count = seeds * (1 + len(kinds) * (2 + draws))
+    say(f"{count} trainings without and with {len(chosen)} listed of run {judged.id}{simulated_mark(judged.simulated)}")
+    job = watch(place, start_retraining(place, judged, chosen, rule=rule, seeds=seeds, draws=draws, lasting=kinds))
+    found = next(one for one in retrainings(place, judged) if one.number == (job.result or {})["evaluation"])
+    say_retraining(found, judged.simulated)
+    verdicts = {lasting: found.verdict(lasting) for lasting in found.lasting}
+    told = {name: value for name, value in vars(found).items() if name != "table"}
+    effects, table = found.effects().to_dict("records"), found.table.to_dict("records")
+    answer({**told, "simulated": judged.simulated, "verdicts": verdicts, "effects": effects, "table": table})
+
+
+def listed(run: "Run", file: Path) -> tuple["pd.DataFrame", dict[str, Any]]:
+    """The training examples that the list names, and the rule that made it, where its provenance lies beside it.
+
+    Raises:
+        InputError: it names none of them, or samples and pairs at once.
+    """
+    import pandas as pd
+
+    from tracin_core.data.files import read_json
+    from tracin_core.records.interchange import provenance_of, read_exclusions, training_exclusions
+
+    lines = read_exclusions(file)
+    found = training_exclusions(lines, run.samples)
+    for what, names in (("Not in this data set", found.unmatched), ("Not on the training side", found.elsewhere)):
+        if names:
+            more = ", ..." if len(names) > NAMED else ""
+            say(f"{what}, so left as they are: {len(names)} ({', '.join(names[:NAMED])}{more})")
+    if not found.matched or (found.samples and found.pairs):
+        told = "samples and pairs at once" if found.matched else "no training example"
+        raise InputError(f"'{file.name}' names {told}; give a list of training samples, or one of training pairs.")
+    if found.pairs:
+        pairs = run.train_pairs
+        ends = zip(pairs["id1"], pairs["id2"], strict=True)
+        chosen = pairs[[frozenset(pair) in found.pairs for pair in ends]].reset_index(drop=True)
+        if len(chosen) < len(found.pairs):
+            say(f"Of equal labels, so no training pair: {len(found.pairs) - len(chosen)} of {len(found.pairs)}")
+    else:
+        chosen = pd.DataFrame({"id": sorted(found.samples)})
+    provenance = provenance_of(file)
+    told = read_json(provenance) if provenance.is_file() else {}
+    same = sorted(str(entry["id"]) for entry in told.get("entries", [])) == sorted(lines)
+    return chosen, told["rule"] if same and "rule" in told else {"file": file.name}
+
+
+def say_retraining(found: "Retraining", simulated: bool) -> None:
+    """What the list did against each control, and the verdict."""
+    percent = found.measure == "accuracy"
+    unit = "points of test accuracy" if percent else "test error, a fall counting as +"
+    say(f"Effects of leaving out {found.entries} {found.noun}s, in {unit}{simulated_mark(simulated)}:")
+    factor = 100 if percent else 1
+    rows = [
+        {
+            "equal": row["lasting"],
+            "left out": row["arm"],
+            "against": row["against"],
+            "difference": f"{factor * row['difference']:+.3g}",
+            "from": f"{factor * row['low']:+.3g}",
+            "to": f"{factor * row['high']:+.3g}",
+        }
+        for row in found.effects().to_dict("records")
+    ]
+    for line in in_columns(rows):
+        say(line)
+    words = {
+        "helps": "it helped: better than leaving out as much at random, by more than the interval.",
+        "harms": "it did harm: worse than leaving out as much at random, by more than the interval. Do not use this list.",
+        "unproven": "unproven: the interval against leaving out as much at random holds 0. More seeds may tell.",
+    }
+    for lasting in found.lasting:
+        say(f"Equal {lasting}: {words[found.verdict(lasting)]}")
