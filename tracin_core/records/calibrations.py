@@ -115,7 +115,8 @@ def _swaps(
     targets: npt.NDArray[np.float64], rows: npt.NDArray[np.int64], share: float, generator: np.random.Generator
 ) -> dict[int, int]:
     """Row -> the row that it swaps its target with."""
-    wanted, apart = _count(share, len(rows), "samples") // 2, FAR * float(targets[rows].std())
+    _count(share, len(rows), "samples")
+    wanted, apart = round(share * len(rows) / 2), FAR * float(targets[rows].std())
     free = generator.permutation(rows).tolist()
     swapped: dict[int, int] = {}
     while free and len(swapped) < 2 * wanted:
@@ -134,7 +135,7 @@ def _swaps(
 
 def _count(share: float, examples: int, what: str) -> int:
     count = round(share * examples)
-    if count < 2:
+    if count < 2:  # also the least that makes a swap
         raise InputError(
             f"A share of {share:g} of {examples} training {what} is {count} errors; plant a larger share, or more data."
         )
