@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import lab
 import numpy as np
 import pandas as pd
 import pytest
@@ -372,6 +373,7 @@ def test_a_copy_of_the_metadata_is_marked_and_the_file_stays(look: Callable[...,
     assert [name for name, record in records.items() if record.get("excluded")] == [name for name in samples if name in listed]
     assert source.read_bytes() == before
     decisions = len(studio.place.exported_exclusions(studio.run))
+    lab.stop_worker(studio.place)  # it waits a minute for more, and rebuilding for it
     studio.place.rebuild_catalogue()
     assert len(studio.place.exported_exclusions(studio.run)) == decisions
 
