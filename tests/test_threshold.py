@@ -2,11 +2,11 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import lab
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +22,7 @@ from pages.shared import dragging
 from pages.shared.i18n import LANGUAGES
 from tracin_core import charts
 from tracin_core.errors import ViewError
+from tracin_core.records.workspace import open_workspace
 from tracin_core.scores.exclusions import PairMode
 from tracin_core.scores.levels import (
     Levels,
@@ -356,7 +357,7 @@ def test_a_damaged_verdict_is_advice_and_hides_no_page_in_silence(look: Callable
     assert "Line 1 of 'verdicts.jsonl'" in test.error[0].value.replace("\\", "")
 
 
-def test_a_copy_of_the_metadata_is_marked_and_the_file_stays(look: Callable[..., AppTest], studio: Studio) -> None:
+def test_a_copy_of_the_metadata_is_marked_and_the_file_stays(look: Callable[..., AppTest], studio: Studio, tmp_path: Path) -> None:
     samples = studio.run.splits["train"]["id"].tolist()
     source = studio.place.root / "recordings" / "lab_metadata.json"
     source.write_text(json.dumps({name: {"id": name, "notes": "mine"} for name in samples}), encoding="utf-8")
@@ -373,9 +374,9 @@ def test_a_copy_of_the_metadata_is_marked_and_the_file_stays(look: Callable[...,
     assert [name for name, record in records.items() if record.get("excluded")] == [name for name in samples if name in listed]
     assert source.read_bytes() == before
     decisions = len(studio.place.exported_exclusions(studio.run))
-    lab.stop_worker(studio.place)  # it waits a minute for more, and rebuilding for it
-    studio.place.rebuild_catalogue()
-    assert len(studio.place.exported_exclusions(studio.run)) == decisions
+    same = open_workspace(shutil.copytree(studio.place.root, tmp_path / "same"))  # which no worker serves
+    same.rebuild_catalogue()
+    assert len(same.exported_exclusions(same.run(studio.run.id))) == decisions
 
 
 def test_only_samples_of_the_run_are_decided_about(studio: Studio) -> None:
