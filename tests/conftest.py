@@ -52,6 +52,17 @@ LONGEST = (
     "test_faults.py",
     "test_access.py",
     "test_follow.py",
+    "test_cli_verbs.py",
+    "test_neighbours.py",
+    "test_getting_started.py",
+    "test_store_format.py",
+    "test_report.py",
+    "test_compare.py",
+    "test_findings.py",
+    "test_threshold.py",
+    "test_notebook.py",
+    "test_calibration.py",
+    "test_import.py",
 )
 
 
