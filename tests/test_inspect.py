@@ -17,6 +17,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from tracin_core import cli
+from tracin_core.cli import computing
 from tracin_core.engine import checkpoints, inspection
 from tracin_core.engine.checkpoints import Checkpoint, inspect_files, intake_folder
 from tracin_core.engine.inspection import layers_of, models_asked, told
@@ -108,7 +109,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, list[dict[
         requests.append(request)
         yield from ({"accepted": True, "line": "'x': epoch 1"} for _ in request["paths"])
 
-    monkeypatch.setattr(cli, "answers_of", accepting)
+    monkeypatch.setattr(computing, "answers_of", accepting)
     return CliRunner().invoke(cli.app, ["inspect", *words]).exit_code, requests
 
 
@@ -145,7 +146,11 @@ def test_a_wrong_command_is_exit_code_2_and_does_not_wait_for_torch(words: tuple
 def test_help_and_manual_name_every_option(files: Path) -> None:
     answer = shell("--help", at=files)
     assert "Example: python -m tracin_core inspect --" in " ".join(answer.stdout.split())
-    options = set(re.findall(r"^  (--[a-z-]+)", answer.stdout, re.MULTILINE)) - {"--help", "--workspace"}
+    options = set(re.findall(r"^  (--[a-z-]+)", answer.stdout, re.MULTILINE)) - {
+        "--help",
+        "--workspace",
+        "--json",
+    }
     section = (ROOT / "docs" / "command-line.md").read_text().split("\n## inspect\n")[1].split("\n## ")[0]
     assert options == {option for option in options if f"`{option}`" in section}
     assert options == {"--layout", "--recipe"}
