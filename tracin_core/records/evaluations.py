@@ -140,7 +140,8 @@ def settings_of(run: Run) -> tuple[dict[str, Any], list[str]]:
     if size is not None:
         settings[batch] = int(size)
     settings.setdefault("epochs", int(run.checkpoints["epoch"].max()))
-    settings |= {name: getattr(run.loss, name) for name in ("margin", "ghm_bins", "ghm_alpha") if hasattr(run.loss, name)}
+    of_loss = ("margin", "ghm_bins", "ghm_alpha", "smoothing", "gamma", "q", "delta")
+    settings |= {name: getattr(run.loss, name) for name in of_loss if hasattr(run.loss, name)}
     settings["loss"] = run.loss.name
     return settings, [name for name in ("learning_rate", "schedule", "momentum", batch) if name not in settings]
 
