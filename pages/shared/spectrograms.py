@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 import streamlit as st
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from plotly.colors import diverging, sequential
-from scipy import signal
 
 from tracin_core.data.recordings import FLOOR_DB, HOP, WINDOW, read_recording
 
@@ -96,7 +96,7 @@ def spectra(waves: tuple[Array, Array], rate: int, tones: Sequence[float] | None
 
 def power(wave: Array, rate: int) -> Array:
     """|short-time Fourier transform|^2, reflected at the edges, a periodic Hamming window every `HOP` values: [1 + WINDOW / 2, T]."""
-    windows = signal.ShortTimeFFT(signal.get_window("hamming", WINDOW), HOP, fs=rate)
+    windows = scipy.signal.ShortTimeFFT(scipy.signal.get_window("hamming", WINDOW), HOP, fs=rate)
     return np.asarray(np.abs(windows.stft(wave, p0=0, p1=1 + len(wave) // HOP, padding="even")) ** 2)
 
 

@@ -16,9 +16,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import scipy
 import soundfile
 from PIL import Image
-from scipy import fft, signal
+from scipy import fft
 
 from tracin_core.data.arrays import read_single
 from tracin_core.data.checks import Inputs, LeftOut, empty_inputs, files_below, open_regular, shown
@@ -215,7 +216,7 @@ def spectrogram(wave: Wave) -> Spectrum:
     """
     padded = np.pad(wave.astype(np.float32), WINDOW // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]
-    magnitude = np.abs(fft.rfft(frames * signal.get_window("hamming", WINDOW).astype(np.float32), axis=1)).T
+    magnitude = np.abs(fft.rfft(frames * scipy.signal.get_window("hamming", WINDOW).astype(np.float32), axis=1)).T
     decibel = 20 * np.log10(np.maximum(magnitude, np.finfo(np.float32).tiny) / magnitude.max())
     return np.asarray(np.maximum(decibel, FLOOR_DB)[None], dtype=np.float32)
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+import scipy
 
 from tracin_core.scores.exclusions import first_of_each
 
@@ -180,7 +180,7 @@ def nearness(values: Array, table: pd.DataFrame) -> float:
     strangers = ~((before[:, :1] == after) | (before[:, 1:] == after)).any(axis=1)
     if strangers.sum() < ENOUGH:
         return 1.0
-    ranks = stats.rankdata(values, axis=0)
+    ranks = scipy.stats.rankdata(values, axis=0)
     spread = ranks.var(axis=0)
     steps = (np.diff(ranks, axis=0)[strangers] ** 2).mean(axis=0)
     known = spread > 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from tracin_core.errors import ViewError
 from tracin_core.scores.curvature import Array
@@ -107,7 +107,7 @@ def agreement(scores: npt.ArrayLike, predicted: npt.ArrayLike) -> float:
     varying = (np.ptp(given, axis=0) > 0) & (np.ptp(wanted, axis=0) > 0)
     if not varying.any():
         raise ViewError(f"None of the {given.shape[1]} test examples has both scores and predictions that differ; choose others.")
-    ranks, wanted_ranks = stats.rankdata(given[:, varying], axis=0), stats.rankdata(wanted[:, varying], axis=0)
+    ranks, wanted_ranks = scipy.stats.rankdata(given[:, varying], axis=0), scipy.stats.rankdata(wanted[:, varying], axis=0)
     centred, wanted_centred = ranks - ranks.mean(axis=0), wanted_ranks - wanted_ranks.mean(axis=0)
     together = (centred * wanted_centred).sum(axis=0)
     return float(np.mean(together / np.sqrt((centred**2).sum(axis=0) * (wanted_centred**2).sum(axis=0))))

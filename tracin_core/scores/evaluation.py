@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+import scipy
 
 from tracin_core.errors import ViewError
 
@@ -131,7 +131,7 @@ def interval(values: npt.ArrayLike) -> Interval:
     mean = float(given.mean())
     if given.size < 2:
         return Interval(mean, np.nan, np.nan, given.size)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, given.size - 1) * stats.sem(given))
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, given.size - 1) * scipy.stats.sem(given))
     return Interval(mean, mean - half, mean + half, given.size)
 
 
@@ -161,7 +161,7 @@ def paired_effect(arm: npt.ArrayLike, control: npt.ArrayLike) -> Effect:
         raise ViewError(f"{one.size} repetitions of one arm cannot be paired with {other.size} of the other; use the same seeds.")
     difference = one - other
     wins, losses = int(np.sum(difference > 0)), int(np.sum(difference < 0))
-    p = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    p = float(scipy.stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
     return Effect(interval(difference), wins, losses, p)
 
 
@@ -220,7 +220,7 @@ def lds(predicted: npt.ArrayLike, measured: npt.ArrayLike, *, seed: int = 0, res
 
 def _rank_correlations(one: Array, other: Array) -> Array:
     """Spearman's correlation of each column of the two; NaN where either is constant."""
-    ranks = [stats.rankdata(values, axis=0) for values in (one, other)]
+    ranks = [scipy.stats.rankdata(values, axis=0) for values in (one, other)]
     centred = [rank - rank.mean(axis=0) for rank in ranks]
     norms = [np.sqrt((part**2).sum(axis=0)) for part in centred]
     with np.errstate(invalid="ignore"):
@@ -267,7 +267,7 @@ def stability(one: npt.ArrayLike, other: npt.ArrayLike, *, top: float = 0.05, si
     same = [np.sign(a[place]) == np.sign(b[place]) for place in large]
     constant = np.ptp(a) == 0 or np.ptp(b) == 0
     return {
-        "spearman": np.nan if constant else float(stats.spearmanr(a, b).statistic),
+        "spearman": np.nan if constant else float(scipy.stats.spearmanr(a, b).statistic),
         "overlap": len(tops[0] & tops[1]) / len(tops[0] | tops[1]),
         "signs": float(np.mean(same)),
     }

@@ -31,7 +31,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+import scipy
 
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.scores.examples import ALL, Examples, PairExamples, Rows
@@ -476,7 +476,7 @@ def percentiles(scores: Array) -> Array:
     """Mid-rank percentile of each score in its column: the share of rows below it, ties half, in percent; near 0 = most harmful."""
     if scores.size == 0:
         return np.zeros_like(scores)
-    return np.asarray(100 * (stats.rankdata(scores, method="average", axis=0) - 0.5) / len(scores))
+    return np.asarray(100 * (scipy.stats.rankdata(scores, method="average", axis=0) - 0.5) / len(scores))
 
 
 def top_share(values: Array, share: float = 0.01) -> float:

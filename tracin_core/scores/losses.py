@@ -16,7 +16,8 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+import scipy
+from scipy import special
 
 from tracin_core.errors import ViewError
 from tracin_core.recipe import LossName
@@ -167,6 +168,6 @@ def _expected_weight(loss: PairLoss, table: GhmTable, count: int, *, guest: bool
     others = count - (1 if inside else 0)
     drawn = max(min(batch - 1, population), 0)  # a guest of an empty population is a batch of its own
     met = np.arange(0, drawn + 1)
-    chance = stats.hypergeom.pmf(met, population, others, drawn) if population > 0 else np.array([1.0])
+    chance = scipy.stats.hypergeom.pmf(met, population, others, drawn) if population > 0 else np.array([1.0])
     number = np.maximum(met + 1 if itself else met, 1).astype(float)
     return float(np.sum(chance * number**-loss.ghm_alpha))

@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import sparse, stats
+import scipy
+from scipy import sparse
 
 from tracin_core.errors import ViewError
 from tracin_core.scores.influence import CELL_BUDGET, Array, ratio, require_known
@@ -285,7 +286,9 @@ def correlation(one: npt.ArrayLike, other: npt.ArrayLike) -> Correlation:
     a, b = first[known], second[known]
     if a.size < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return Correlation(a.size, int((~known).sum()), np.nan, np.nan)
-    return Correlation(a.size, int((~known).sum()), float(stats.spearmanr(a, b).statistic), float(stats.pearsonr(a, b).statistic))
+    return Correlation(
+        a.size, int((~known).sum()), float(scipy.stats.spearmanr(a, b).statistic), float(scipy.stats.pearsonr(a, b).statistic)
+    )
 
 
 def self_and_mean(view: View) -> pd.DataFrame:
@@ -437,14 +440,14 @@ def recurrence(
     expected = held * (k / max(total, 1))
     spread = np.sqrt(k * held * (total - held))  # of each count, up to a factor that all groups share
     able = spread > 0
-    p = np.where(able, stats.hypergeom.sf(counts - 1, total, held, k), 1.0)
+    p = np.where(able, scipy.stats.hypergeom.sf(counts - 1, total, held, k), 1.0)
     familywise = np.ones(len(names))
     if able.any():
         largest = _largest_excess(touched, picked, expected, spread, permutations, seed)
         reached = permutations - np.searchsorted(largest, (counts[able] - expected[able]) / spread[able])
         familywise[able] = (1 + reached) / (1 + permutations)
     table = pd.DataFrame({"group": names, "pairs": held, "chosen": counts, "expected": expected, "p": p})
-    table = table.assign(q=stats.false_discovery_control(p) if len(p) else p, p_familywise=familywise)
+    table = table.assign(q=scipy.stats.false_discovery_control(p) if len(p) else p, p_familywise=familywise)
     ordered = table.sort_values("p", kind="stable", ignore_index=True)
     return Recurrence(ordered, k, total, float(familywise.min(initial=1.0)))
 
@@ -539,12 +542,12 @@ def drift(
 def _permuted_spearman(number: Array, mean: Array, permutations: int, seed: int) -> tuple[float, float]:
     if mean.size < 3 or np.ptp(mean) == 0 or np.ptp(number) == 0:
         return np.nan, np.nan
-    one, two = (stats.zscore(stats.rankdata(side)) for side in (number, mean))
+    one, two = (scipy.stats.zscore(scipy.stats.rankdata(side)) for side in (number, mean))
 
     def correlate(order: Array, axis: int) -> Array:
         return np.asarray((order * two).mean(axis=axis))
 
-    tested = stats.permutation_test(
+    tested = scipy.stats.permutation_test(
         (one,),
         correlate,
         permutation_type="pairings",
@@ -560,9 +563,9 @@ def _by_number(number: Array, mean: Array) -> pd.DataFrame:
     known, place = np.unique(number, return_inverse=True)
     p = np.full(len(known), np.nan)
     if len(known) > 1 and np.ptp(mean) > 0:
-        p = np.array([stats.mannwhitneyu(mean[place == one], mean[place != one]).pvalue for one in range(len(known))])
+        p = np.array([scipy.stats.mannwhitneyu(mean[place == one], mean[place != one]).pvalue for one in range(len(known))])
     held = pd.DataFrame({"group": number, "mean": mean}).groupby("group")["mean"].agg(samples="size", mean="mean").reset_index()
-    return held.assign(p=p, q=stats.false_discovery_control(p) if len(p) and not np.isnan(p).any() else p)
+    return held.assign(p=p, q=scipy.stats.false_discovery_control(p) if len(p) and not np.isnan(p).any() else p)
 
 
 # ---- concentration --------------------------------------------------------------------------------------------------------------------
@@ -724,7 +727,7 @@ def checkpoint_agreement(parts: npt.ArrayLike, names: Sequence[str]) -> pd.DataF
         ViewError: as `checkpoint_table`.
     """
     given = _parts(parts, names)
-    ranks = stats.rankdata(given, axis=1) if given.size else given
+    ranks = scipy.stats.rankdata(given, axis=1) if given.size else given
     centred = ranks - ranks.mean(axis=1, keepdims=True) if given.size else given
     norms = np.sqrt((centred**2).sum(axis=1))
     table = ratio(centred @ centred.T, np.outer(norms, norms))
@@ -783,7 +786,7 @@ def compare(
     common = one.index.intersection(other.index).sort_values()
     a, b = (_one_each(values.reindex(common), len(common)) for values in (one, other))
     sign = -1.0 if side == "highest" else 1.0
-    ranks = [stats.rankdata(sign * values, nan_policy="omit") if values.size else values for values in (a, b)]
+    ranks = [scipy.stats.rankdata(sign * values, nan_policy="omit") if values.size else values for values in (a, b)]
     table = pd.DataFrame(
         {names[0]: a, names[1]: b, f"{names[0]}_rank": ranks[0], f"{names[1]}_rank": ranks[1], "rank_change": ranks[1] - ranks[0]},
         index=common,
