@@ -3,19 +3,23 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 import streamlit as st
 
-from pages.shared import access, session
+from pages.shared import access, session, widgets
 from pages.shared.exclusion import Line
 from pages.shared.i18n import t
 from pages.shared.session import plain
 from tracin_core.data.files import read_json
+from tracin_core.records.evidence import Evidence, evidence
 from tracin_core.records.runs import Run
 from tracin_core.records.verdicts import Overruled
 from tracin_core.scores.view import View
+
+ENDS: Final = ("low", "high")
+ICONS: Final = {"helps": ":material/thumb_up:", "unproven": ":material/help:", "harms": ":material/thumb_down:"}
 
 
 def export(run: Run, view: View, line: Line, final: Overruled, verdicts: pd.DataFrame, who: str) -> None:
@@ -24,8 +28,9 @@ def export(run: Run, view: View, line: Line, final: Overruled, verdicts: pd.Data
     ends = [name for name in ("id1", "id2") if name in entries] or ["id"]
     found = int(entries[ends].isin(set(run.samples["id"])).all(axis=1).sum())
     st.markdown(t("export.checked", n=len(entries), found=found))
-    why = st.text_input(t("export.why"), key="why")
-    ready = found == len(entries)
+    harmful = measured(evidence(session.workspace(), run, line.settings()))
+    why = st.text_input(t("export.why.needed" if harmful else "export.why"), key="why")
+    ready = found == len(entries) and not (harmful and not why.strip())
     label = t("export.write", n=len(entries))
     if st.button(label, type="primary", icon=":material/save:", key="write_list", disabled=not ready):
         by_people = {"excluded_by_person": final.added, "kept_by_person": final.kept}
@@ -46,6 +51,19 @@ def export(run: Run, view: View, line: Line, final: Overruled, verdicts: pd.Data
     st.code(training_command(run, Path(newest["text"])), language="bash", wrap_lines=True)
     if len(written) > 1:
         st.markdown(f":small[{t('export.earlier', n=len(written) - 1, place=plain(f'exports/{run.id}'))}]")
+
+
+def measured(found: list[Evidence]) -> bool:
+    """What was measured of such lists is on the screen; whether one of the measurements shows harm."""
+    shown = {"helps": st.success, "unproven": st.info, "harms": st.error}
+    for one in found:
+        of_auroc = one.kind == "calibration"
+        ends = {name: f"{value:.2f}" if of_auroc else f"{value:+.3g}" for name, value in vars(one.found).items() if name in ENDS}
+        told = t(f"evidence.{one.kind}.{one.verdict}", score=widgets.score_label(one.score), number=one.number, **ends)
+        shown[one.verdict](told, icon=ICONS[one.verdict])
+    if not found:
+        st.markdown(f":small[{t('evidence.none')}]")
+    return any(one.verdict == "harms" for one in found)
 
 
 def facts(view: View, final: Overruled, verdicts: pd.DataFrame) -> dict[str, Any]:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from tracin_core.records.workspace import Workspace
 
 ThresholdsOption = Annotated[str, typer.Option(help="Thresholds to compare, with commas between them.")]
+WhyOption = Annotated[
+    str, typer.Option(help="A reason, kept with the list; needed where such a list was measured to do harm.", show_default=False)
+]
 FrequenciesOption = Annotated[
     str | None, typer.Option(help="Several, one after the other: 500hz,1000hz, or all.", show_default=False)
 ]
@@ -55,6 +58,7 @@ def generate_exclusions(
         Path | None, typer.Option(help="Recordings of the score file, where it does not name them itself.", show_default=False)
     ] = None,
     influence_score_name: Annotated[str, typer.Option(help="What keys of influences begin with in the score file.")] = SCORE_NAME,
+    why: WhyOption = "",
     workspace: WorkspaceOption = Path("workspace"),
     as_json: JsonOption = False,
 ) -> None:
@@ -69,7 +73,7 @@ def generate_exclusions(
                 "a score file has no pictures of its samples; leave out --plot-harmful-samples, or give --run."
             )
         samples = samples_known(metadata_file, workspace, run, data_root, marking.sample_metadata)
-        from_file(metadata_file, output_file, rule, marking, samples=samples, score_name=influence_score_name)
+        from_file(metadata_file, output_file, rule, marking, samples=samples, score_name=influence_score_name, why=why)
         return
     if data_root is not None:
         raise typer.BadParameter("--data-root names the recordings of --metadata-file; leave it out, or give that.")
@@ -78,7 +82,7 @@ def generate_exclusions(
     settings = rule.settings(chosen_run.noun)
     view = chosen_run.view()
     chosen = view.exclusions(**settings)
-    text, provenance = place.export_exclusions(chosen_run, chosen, settings)
+    text, provenance = place.export_exclusions(chosen_run, chosen, settings, why=why)
     copy_out(text, output_file)
     copy_out(provenance, output_file.with_suffix(".provenance.json"))
     say_list(chosen, output_file, settings, marking, chosen_run.simulated)
@@ -141,6 +145,7 @@ def exclude_harmful_pairs(
         float | None,
         typer.Option(help="Of the retraining; default: as the run's training.", min=0, callback=finite, show_default=False),
     ] = None,
+    why: WhyOption = "",
     workspace: WorkspaceOption = Path("workspace"),
     as_json: JsonOption = False,
 ) -> None:
@@ -156,7 +161,7 @@ def exclude_harmful_pairs(
     for chosen in runs_of(place, analysis, run, None if frequencies is None else listed(frequencies)):
         settings = rule.settings(chosen.noun)
         compared = compare_thresholds(chosen, asked, settings)
-        entries, text, written = listed_once(place, chosen, settings, output_dir)
+        entries, text, written = listed_once(place, chosen, settings, output_dir, why)
         say_list(entries, written, settings, marking, chosen.simulated)
         document = {"run": chosen.id, "name": chosen.name, "simulated": chosen.simulated, **compared}
         document |= told_of_list(entries, settings, written)
@@ -207,7 +212,7 @@ def compare_thresholds(run: "Run", thresholds: list[float], settings: dict[str, 
 
 
 def listed_once(
-    place: "Workspace", run: "Run", settings: dict[str, Any], output_dir: Path | None
+    place: "Workspace", run: "Run", settings: dict[str, Any], output_dir: Path | None, why: str
 ) -> "tuple[pd.DataFrame, Path, Path]":
     """The list's entries, its file in the workspace, and where it was asked for; one that was exported before is not exported again."""
     from tracin_core.data.files import read_json
@@ -220,7 +225,7 @@ def listed_once(
             text, provenance = known["text"], known["provenance"]
             break
     if text is None:
-        text, provenance = place.export_exclusions(run, chosen, settings)
+        text, provenance = place.export_exclusions(run, chosen, settings, why=why)
     if output_dir is None:
         return chosen, text, text
     written = output_dir / f"{'_'.join(names_of(run))}_exclusions.txt"

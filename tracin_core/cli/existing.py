@@ -66,7 +66,9 @@ def import_files(
     answer({"runs": [told_of(run)]})
 
 
-def from_file(path: Path, output_file: Path, rule: Rule, marking: Marking, *, samples: list[str], score_name: str) -> None:
+def from_file(
+    path: Path, output_file: Path, rule: Rule, marking: Marking, *, samples: list[str], score_name: str, why: str = ""
+) -> None:
     """The list of the harm rule on the influences of an existing score file is written, with its provenance beside it."""
     from tracin_core.records.interchange import provenance_path, write_exclusions_txt, write_provenance
     from tracin_core.records.score_files import read_scores
@@ -89,6 +91,7 @@ def from_file(path: Path, output_file: Path, rule: Rule, marking: Marking, *, sa
         "sha256": sha256(path.read_bytes()).hexdigest(),
         "rule": settings,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "why": why,
     }
     write_exclusions_txt(output_file, chosen, file_header(provenance, len(chosen)))
     write_provenance(provenance_path(output_file), chosen, provenance)

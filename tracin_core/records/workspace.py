@@ -36,6 +36,7 @@ from tracin_core.recipe import ModelSection, PluginData, PluginModel, RankerMode
 from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.checkpoint_files import SUFFIXES, list_checkpoints
 from tracin_core.records.doctor import Finding, examine, readiness
+from tracin_core.records.evidence import evidence, require_reason
 from tracin_core.records.imports import opened
 from tracin_core.records.interchange import exclusion_files, known_exclusions, match_exclusions, provenance_of, read_exclusions
 from tracin_core.records.jobs import Job, JobQueue
@@ -362,12 +363,15 @@ class Workspace:
         Args:
             chosen: as `View.exclusions` returns it; every id is checked against the data set first.
             rule: the settings that chose it, in plain values.
+            why: required where this workspace has measured that such a list does harm.
             facts: what else the provenance says, in plain values.
 
         Raises:
-            ExclusionError: an id does not belong to the run's data set; nothing is written.
+            ExclusionError: an id does not belong to the run's data set, or a reason is missing; nothing is written.
         """
         who = who or self.who
+        known = evidence(self, run, rule)
+        require_reason(known, why)
         stamp = datetime.now().astimezone()
         stem = f"{run.recipe.data.stem}_{rule.get('pair_mode', 'list')}_{stamp:%Y%m%d_%H%M%S_%f}"
         provenance = {
@@ -381,6 +385,7 @@ class Workspace:
             "why": why,
             "recipe": run.recipe.to_dict(),
             "checkpoints": [{"epoch": row["epoch"], "digest": row["digest"]} for row in run.manifest.checkpoints],
+            **({"evidence": [one.to_dict() for one in known]} if known else {}),
             **(facts or {}),
         }
         files = exclusion_files(self.root / "exports" / run.id, stem, chosen, provenance, sample_ids=run.samples["id"].tolist())

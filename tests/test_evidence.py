@@ -1,0 +1,108 @@
+"""What was measured of a rule goes with its lists, and harm is exported with a reason only: in the workspace, in the shell, on the page."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from lab import Studio
+from test_calibration import CHANCE, GOOD, keep
+from test_calibration import finished as calibrated
+from test_pages import viewer
+from test_retraining_lists import finished as retrained
+from typer.testing import CliRunner
+
+from pages.shared.i18n import LANGUAGES, texts
+from tracin_core import cli
+from tracin_core.data.files import read_json, write_json
+from tracin_core.errors import ExclusionError
+from tracin_core.records.calibrations import subject_of
+from tracin_core.records.evidence import Evidence, evidence
+
+RULE = {"threshold": -0.01, "min_occurrences": 1, "max_exclusions": 6, "pair_mode": "ranking_pair"}
+ARMS = {"none": [0.8] * 3, "reverse": [0.7] * 3, "random_1": [0.8, 0.81, 0.8], "random_2": [0.8, 0.81, 0.79]}
+LISTED = {"helps": [0.91, 0.92, 0.90], "harms": [0.71, 0.72, 0.70], "unproven": [0.81, 0.70, 0.93]}
+WRONG_WAY = [(0.30, 0.05), (0.31, 0.05), (0.29, 0.05)]
+
+
+@pytest.fixture
+def measured(studio: Studio) -> Iterator[Callable[..., None]]:
+    """`measured("harms")`: a finished retraining of such a list, as the worker leaves it, for the time of the test."""
+    files: list[Path] = []
+
+    def measured_(verdict: str, **rule: object) -> None:
+        found = retrained({**ARMS, "list": LISTED[verdict]}, "accuracy")
+        told = {**{name: value for name, value in vars(found).items() if name != "run_id"}, "run": studio.run.id}
+        told |= {"rule": {**RULE, **rule}, "table": found.table.to_dict("records"), "digest": studio.run.digest}
+        files.append(studio.place.root / "evaluations" / f"e{len(files)}" / "result.json")
+        write_json(files[-1], told)
+
+    yield measured_
+    for file in files:
+        file.unlink()
+
+
+def test_nothing_measured_is_no_evidence(studio: Studio) -> None:
+    assert evidence(studio.place, studio.run, RULE) == []
+
+
+@pytest.mark.parametrize("verdict", LISTED)
+def test_a_retraining_speaks_of_lists_of_its_kind(studio: Studio, measured: Callable[..., None], verdict: str) -> None:
+    measured(verdict)
+    (found,) = evidence(studio.place, studio.run, {**RULE, "threshold": -0.5, "min_occurrences": 2})
+    assert (found.kind, found.verdict, found.score) == ("retraining", verdict, "worst_influence")
+    assert evidence(studio.place, studio.run, {**RULE, "pair_mode": "sample"}) == []
+    assert evidence(studio.place, studio.run, {"rule": "suspect", "score": "mean_loss", "pair_mode": "ranking_pair"}) == []
+
+
+@pytest.mark.parametrize(("figures", "verdict"), [(GOOD, "helps"), (CHANCE, "unproven"), (WRONG_WAY, "harms")])
+def test_a_calibration_speaks_of_the_score(studio: Studio, figures: list[tuple[float, float]], verdict: str) -> None:
+    file = keep(
+        studio.place, calibrated({"worst_influence": figures, "random": CHANCE}, subject=subject_of(studio.run), created=9e9)
+    )
+    try:
+        assert [(one.kind, one.verdict) for one in evidence(studio.place, studio.run, RULE)] == [("calibration", verdict)]
+        suspect = {"rule": "suspect", "score": "mean_loss", "pair_mode": "ranking_pair"}
+        assert evidence(studio.place, studio.run, suspect) == []
+    finally:
+        file.unlink()
+
+
+def test_harm_goes_out_with_a_reason_that_stays_with_the_list(studio: Studio, measured: Callable[..., None]) -> None:
+    chosen = studio.run.view().exclusions(**RULE)
+    measured("harms")
+    before = len(studio.place.exported_exclusions(studio.run))
+    for why in ("", "  "):
+        with pytest.raises(ExclusionError, match=r"left out at random .* say why"):
+            studio.place.export_exclusions(studio.run, chosen, RULE, why=why)
+    assert len(studio.place.exported_exclusions(studio.run)) == before
+    _, beside = studio.place.export_exclusions(studio.run, chosen, RULE, why="to show the reviewers")
+    told = read_json(beside)
+    assert told["why"] == "to show the reviewers"
+    assert [one["verdict"] for one in told["evidence"]] == ["harms"]
+    assert Evidence.to_dict(evidence(studio.place, studio.run, RULE)[0]) == told["evidence"][0]
+
+
+def test_the_shell_asks_for_a_reason(studio: Studio, measured: Callable[..., None], tmp_path: Path) -> None:
+    words = ["generate-exclusions", "--workspace", str(studio.place.root), "--run", studio.run.id, "--threshold", "-0.01"]
+    words += ["--min-occurrences", "1", "--output-file", str(tmp_path / "list.txt")]
+    measured("harms")
+    refused = CliRunner().invoke(cli.app, words)
+    assert (refused.exit_code, (tmp_path / "list.txt").exists()) == (1, False)
+    assert CliRunner().invoke(cli.app, [*words, "--why", "to show the reviewers"]).exit_code == 0
+    assert json.loads((tmp_path / "list.provenance.json").read_text(encoding="utf-8"))["why"] == "to show the reviewers"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("verdict", LISTED)
+def test_the_page_says_what_was_measured(
+    studio: Studio, measured: Callable[..., None], monkeypatch: pytest.MonkeyPatch, verdict: str, language: str
+) -> None:
+    measured(verdict)
+    test = viewer(studio.place.root, monkeypatch)("threshold", lang=language, run=studio.run.id, m=1, T=-0.01)
+    told = texts(language)[f"evidence.retraining.{verdict}"].partition("{")[0]
+    shown = {"helps": test.success, "unproven": test.info, "harms": test.error}[verdict]
+    assert [told in box.value for box in shown].count(True) == 1
+    assert test.button(key="write_list").disabled == (verdict == "harms")
+    test.text_input(key="why").set_value("to show the reviewers").run()
+    assert not test.button(key="write_list").disabled

@@ -1,0 +1,109 @@
+"""What this workspace has measured about a rule: whether lists of its kind helped when retrained, and whether its score finds wrong labels.
+
+A rule that a measurement shows to be harmful is exported only with a reason, which stays with the list.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from tracin_core.errors import ExclusionError
+from tracin_core.records.calibrations import Calibration, calibrations, subject_of
+from tracin_core.records.evaluations import Retraining, Verdict, retrainings
+from tracin_core.records.runs import Run
+from tracin_core.scores.evaluation import Interval
+
+if TYPE_CHECKING:
+    from tracin_core.records.workspace import Workspace
+
+CHANCE = 0.5  # AUROC
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One measurement of a kind of rule.
+
+    Attributes:
+        number: of the evaluation or calibration.
+        verdict: helps, where its interval is on the good side of doing as much at random; harms, where on the other; else unproven.
+        score: what the rule goes by.
+        found: retraining: the test score's change against random, better upwards; calibration: the AUROC, .5 by chance.
+    """
+
+    kind: Literal["retraining", "calibration"]
+    number: str
+    verdict: Verdict
+    score: str
+    found: Interval
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "number": self.number,
+            "verdict": self.verdict,
+            "score": self.score,
+            "mean": self.found.mean,
+            "low": self.found.low,
+            "high": self.found.high,
+        }
+
+
+def score_of(rule: dict[str, Any]) -> str:
+    """What a rule goes by: the score of a suspect rule; of a harm rule, which counts tests, the worst influence."""
+    return str(rule.get("score", "worst_influence"))
+
+
+def evidence(place: "Workspace", run: Run, rule: dict[str, Any]) -> list[Evidence]:
+    """What the newest retraining of such a list of the run, and the newest calibration of its data, model and task say.
+
+    Args:
+        rule: its settings in plain values, as beside an exported list. Rules are of one kind if they go by the same score and list
+            the same (pairs, samples); their thresholds differ.
+    """
+    kind = (score_of(rule), rule.get("pair_mode"))
+    retrained = (one for one in retrainings(place, run) if (score_of(one.rule), one.rule.get("pair_mode")) == kind)
+    judged = () if run.kind == "scores" else _judged(place, run, score_of(rule))
+    newest = (next(iter(retrained), None), next(iter(judged), None))
+    return [
+        *([_of_retraining(newest[0])] if newest[0] is not None else []),
+        *([_of_calibration(newest[1], score_of(rule))] if newest[1] is not None else []),
+    ]
+
+
+def _judged(place: "Workspace", run: Run, score: str) -> list[Calibration]:
+    subject = subject_of(run)
+    return [one for one in calibrations(place, run) if one.subject == subject and score in one.scores]
+
+
+def _of_retraining(result: Retraining) -> Evidence:
+    """Of equal epochs and equal steps, the one that speaks more against the list."""
+    found = [result.effect("list", "random", lasting).difference for lasting in result.lasting]
+    worst = min(found, key=lambda one: one.high)
+    verdicts = {result.verdict(lasting) for lasting in result.lasting}
+    verdict: Verdict = "harms" if "harms" in verdicts else "helps" if verdicts == {"helps"} else "unproven"
+    return Evidence("retraining", result.number, verdict, score_of(result.rule), worst)
+
+
+def _of_calibration(result: Calibration, score: str) -> Evidence:
+    """A score harms where it lists what is sound before what is wrong: its AUROC's interval stays below that of chance."""
+    auroc = result.figure(score, "auroc")
+    verdict: Verdict = "harms" if auroc.high < CHANCE else "helps" if result.is_reliable(score) else "unproven"
+    return Evidence("calibration", result.number, verdict, score, auroc)
+
+
+def require_reason(found: list[Evidence], why: str) -> None:
+    """A rule that a measurement shows to be harmful goes out with a reason only.
+
+    Raises:
+        ExclusionError: it has none.
+    """
+    harmful = next((one for one in found if one.verdict == "harms"), None)
+    if harmful is None or why.strip():
+        return
+    low, high = harmful.found.low, harmful.found.high
+    told = (
+        f"retraining {harmful.number} found that such a list does worse than as many examples left out at random "
+        f"({low:+.3g} to {high:+.3g})"
+        if harmful.kind == "retraining"
+        else f"calibration {harmful.number} found that this score lists sound examples before wrong ones (AUROC {low:.2f} to {high:.2f})"
+    )
+    raise ExclusionError(f"On this data, {told}; say why the list is wanted all the same (--why), or use another rule.")
