@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tracin_core.engine.kernel import tangent_kernel, tangent_norms
+    from tracin_core.engine.recording import RecordTraining
     from tracin_core.notebook import TracIn
     from tracin_core.recipe import Recipe
     from tracin_core.records.workspace import open_workspace
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "TracIn", "open_workspace", "tangent_kernel", "tangent_norms"]
+__all__ = ["Recipe", "RecordTraining", "TracIn", "open_workspace", "tangent_kernel", "tangent_norms"]
 
 _HOMES = {
     "Recipe": "tracin_core.recipe",
+    "RecordTraining": "tracin_core.engine.recording",
     "TracIn": "tracin_core.notebook",
     "open_workspace": "tracin_core.records.workspace",
     "tangent_kernel": "tracin_core.engine.kernel",
