@@ -291,6 +291,7 @@ def compute_run(
         versions={"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy", "scipy")}},
         cotangent=cotangent,
         outputs=outputs,
+        who=progress.job.who,
     )
     progress.step("health", 1)
     health = tuple(asdict(check) for check in check_model(model, probes[:8]))

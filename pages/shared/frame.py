@@ -1,9 +1,9 @@
 """The frame around every page: the list of pages, the sidebar, title and provenance, and errors as advice."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import pandas as pd
 import streamlit as st
@@ -73,10 +73,18 @@ def page_named(name: str) -> Page:
 
 def page_link(name: str, label: str, *, icon: str | None = None, **parameters: str | int | float) -> None:
     """A link to a page with these parameters; the run in view goes along."""
+    st.page_link(page_named(name), label=label, icon=icon, query_params=told_to(parameters))
+
+
+def go_to(name: str, **parameters: str | int | float) -> NoReturn:
+    """The page is opened as if such a link were clicked."""
+    st.switch_page(page_named(name), query_params=told_to(parameters))
+
+
+def told_to(parameters: Mapping[str, str | int | float]) -> dict[str, str]:
+    """What a link from this page to another tells it."""
     told = {"run": st.session_state.get("run"), **parameters}
-    st.page_link(
-        page_named(name), label=label, icon=icon, query_params={key: str(value) for key, value in told.items() if value is not None}
-    )
+    return {key: str(value) for key, value in told.items() if value is not None}
 
 
 @contextmanager
@@ -95,6 +103,13 @@ def page(title: str, **values: Any) -> Iterator[None]:
         guessing = at_chance(run)
         if guessing is not None:
             st.badge(t("run.at_chance"), icon=":material/casino:", color="red", help=plain(guessing))
+        if run is not None and run.other_optimizer is not None:
+            st.badge(
+                t("run.sgd_formula", optimizer=run.other_optimizer),
+                icon=":material/info:",
+                color="orange",
+                help=t("run.sgd_formula.help"),
+            )
         if run is not None and run.kind == "scores":
             st.badge(t("run.imported"), icon=":material/file_open:", color="violet", help=t("run.imported.help"))
         if run is not None:
@@ -141,6 +156,7 @@ def at_chance(run: Run | None) -> str | None:
 
 def provenance(run: Run) -> str:
     """What a reader must know of a run before believing a plot of it, as Markdown."""
+    who = run.manifest.who
     return " · ".join(
         [
             f"**{plain(run.name)}**",
@@ -149,6 +165,7 @@ def provenance(run: Run) -> str:
             t("run.checkpoints", n=len(run.summed_epochs)) if run.summed_epochs else t("run.imported.loss"),
             t("run.pairs", train=run.counts[0], test=run.counts[1]),
             f"`{run.digest[:8]}`",
+            *([t("run.who", who=plain(who))] if who else []),
         ]
     )
 

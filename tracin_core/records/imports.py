@@ -519,6 +519,7 @@ def _stored(
         health=tuple(check.to_dict() for check in health),
         kind="scores",
         scores={"sha256": total, "parts": sorted(arrays), "files": [_source(part, found) for part, found in read.items()]},
+        who=workspace.who,
     )
     write_whole(folder / SCORES, [raw])
     manifest.write(folder, samples)

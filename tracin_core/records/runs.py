@@ -60,6 +60,7 @@ class Manifest:
     columns: dict[str, str] = field(default_factory=dict)  # of the samples: the type of each
     kind: Literal["kernels", "scores"] = "kernels"  # scores: imported from files of them, see `imports`
     scores: dict[str, Any] = field(default_factory=dict)  # of an imported run: where its numbers are from, and their digest
+    who: str = ""  # asked for it; empty where nobody has a name
 
     def kernel_keys(self, group: str) -> list[BlockKey]:
         """The blocks of one checkpoint: outputs, train x train and test x test (upper chunk triangles), test x train."""
@@ -317,12 +318,24 @@ class Run:
             {"name": "dead_tests", "passed": not dead.any(), "value": float(dead.sum()), "detail": told},
             self.above_chance.told(),
         ]
+        if self.other_optimizer is not None:
+            told = (
+                f"The checkpoints are of a training by {self.other_optimizer}, which scales each parameter's step by its own history; the "
+                f"scores are inner products of plain gradients, as steps of SGD would make them."
+            )
+            own.append({"name": "sgd_formula", "passed": False, "value": 1.0, "detail": told})
         listed = self._arguments.get("exclusions_file")
         if listed:
             told = f"The training left out what '{listed}' lists; these examples are scored here as if they had been trained on."
             own.append({"name": "exclusions", "passed": False, "value": 1.0, "detail": told})
         checks = pd.DataFrame([*self.manifest.health, *own], columns=["name", "passed", "value", "detail"])
         return checks.rename(columns={"name": "check"})
+
+    @property
+    def other_optimizer(self) -> str | None:
+        """What trained the checkpoints, where that is known and not SGD, whose steps the formula of TracIn is about; else None."""
+        known = self.checkpoints["optimizer"].dropna().tolist() if "optimizer" in self.checkpoints else []
+        return next((str(name) for name in known if name != "SGD"), None)
 
     @cached_property
     def above_chance(self) -> Chance:
