@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared import examples, frame, session, widgets
+from pages.shared import cells, examples, frame, session, widgets
 from pages.shared.i18n import t
 from tracin_core import charts
 
@@ -13,18 +13,24 @@ with frame.page("page.overview"):
     view = session.view(run)
     widgets.recommended(run)
     widgets.key_figures(run, view)
-    left, right = st.columns([3, 2], gap="large")
-    with right:
+    spread, grid, health = st.columns([5, 5, 4], gap="medium")
+    with health:
         st.subheader(t("overview.health"))
         widgets.health(run)
     widgets.require(run, "self_influence")
     own = view.self_influence()
-    with left:
+    with spread:
         st.subheader(t("overview.spread"))
         bins = charts.histogram(own)
         figure = charts.histogram_figure(bins, x=t("score.self_influence"), y=t("axis.pairs"), zeros=t("axis.zeros"))
         widgets.chart(figure, key="overview.spread", alt=widgets.spread_in_words(own))
         frame.page_link("distribution", t("overview.more"), icon=":material/arrow_forward:")
+    with grid:
+        st.subheader(t("overview.grid"))
+        cell = cells.doorway(view, own)
+        if cell is not None:
+            frame.go_to("angles", cell=cell)
+        frame.page_link("angles", t("overview.grid.more"), icon=":material/arrow_forward:")
     st.subheader(t("overview.first"))
     st.markdown(t("overview.first.why"))
     hardest = view.ranked(own)

@@ -10,7 +10,7 @@ from pathlib import Path
 import lab
 import pytest
 from conftest import ROOT, Server, idle, start_server, stop_server, visit
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tracin_core.records.workspace import Workspace, open_workspace
 
@@ -46,8 +46,9 @@ def test_from_a_fresh_server_to_an_exclusion_list(
     run = place.run(str(place.runs()["id"][0]))
     assert run.simulated
     assert json.loads((run.recipe.checkpoints.folder / "training.json").read_text())["test_accuracy"] >= 0.85
-    look_at_the_distribution(watched)
+    enter_by_the_grid(watched)
     choose_a_cell(watched)
+    look_at_the_distribution(watched)
     look_at_neighbours(watched)
     drag_the_threshold(watched)
     listed = download_the_list(watched, tmp_path)
@@ -81,14 +82,25 @@ def look_at_the_distribution(page: Page) -> None:
     expect(page.get_by_test_id("stAlert")).to_have_count(0)
 
 
+def enter_by_the_grid(page: Page) -> None:
+    """A click in the grid of the overview opens that cell on the page of angles."""
+    click_in_grid(page.locator(".js-plotly-plot .nsewdrag").nth(1), page, column=2, row=1)
+    expect(page).to_have_url(re.compile("/angles.*cell=36-108"))
+    expect(page.get_by_role("heading", name="Angles")).to_be_visible()
+    idle(page)
+
+
 def choose_a_cell(page: Page) -> None:
     """A click in the grid chooses the cell, and the picker beside it says so."""
-    go_to(page, "Angles")
-    box = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
-    page.mouse.click(box["x"] + 1.5 / 5 * box["width"], box["y"] + 1.5 / 5 * box["height"])
+    click_in_grid(page.locator(".js-plotly-plot .nsewdrag").first, page, column=1, row=1)
     idle(page)
     expect(page).to_have_url(re.compile("cell=36-72"))
     expect(page.get_by_text("Showing 20 of 100.")).to_be_visible()
+
+
+def click_in_grid(grid: Locator, page: Page, *, column: int, row: int) -> None:
+    box = grid.bounding_box()
+    page.mouse.click(box["x"] + (column + 0.5) / 5 * box["width"], box["y"] + (row + 0.5) / 5 * box["height"])
 
 
 def look_at_neighbours(page: Page) -> None:

@@ -351,13 +351,16 @@ def points_figure(points: pd.DataFrame, *, x: str, y: str, name: str = "", selec
     return figure.update_layout(showlegend=True, legend=ABOVE) if "value" not in points and len(points) <= MANY_POINTS else figure
 
 
-def grid_figure(grid: pd.DataFrame, values: str, *, x: str, y: str, name: str, chosen: tuple[Any, Any] | None = None) -> go.Figure:
+def grid_figure(
+    grid: pd.DataFrame, values: str, *, x: str, y: str, name: str, chosen: tuple[Any, Any] | None = None, height: int = 440
+) -> go.Figure:
     """One cell per pair of angles, with its value and its number of pairs; the chosen cell is framed. Groups of samples stand in one row.
 
     A click in a heatmap tells nobody; an invisible square over each cell does, with the row of `grid` as `customdata` (see `clicked`).
 
     Args:
         grid: columns low, high, n and the one named by `values`.
+        height: in pixels, at least; many rows need more.
     """
     of_groups = grid["low"].equals(grid["high"])
     grid = grid.assign(row="" if of_groups else grid["low"])
@@ -386,7 +389,7 @@ def grid_figure(grid: pd.DataFrame, values: str, *, x: str, y: str, name: str, c
         )
     figure.update_xaxes(type="category", title_text=x, side="top", showgrid=False, fixedrange=True)
     figure.update_yaxes(type="category", title_text="" if of_groups else y, autorange="reversed", showgrid=False, fixedrange=True)
-    return _finished(figure, height=200 if of_groups else max(440, 160 + 26 * len(rows)))
+    return _finished(figure, height=200 if of_groups else max(height, 160 + 26 * len(rows)))
 
 
 def in_order(ends: pd.Series) -> list[Any]:

@@ -42,7 +42,18 @@ def explore(run: Run, view: View, score: str, statistic: str, part: npt.NDArray[
     with right:
         ranked = view.ranked(values, ascending=score != "self_influence", cell=cell, among=part)
         columns = examples.score_columns(score, percentile=False)
-        examples.explore(run, ranked, key=f"angles.{score}.{cell}", columns=columns, sounds=False)
+        example = examples.picked(run, ranked, key=f"angles.{score}.{cell}", columns=columns, sounds=False)
+    if example is not None:
+        examples.example_card(run, example)
+
+
+def doorway(view: View, own: npt.NDArray[np.float64]) -> str | None:
+    """The mean self-influence of each cell, to be looked at; gives back the name of a cell that was clicked, once."""
+    grid = view.angle_grid(own)
+    grid = grid[grid["n"] > 0].reset_index(drop=True)
+    figure = charts.grid_figure(grid, "mean", x=t("angles.larger"), y=t("angles.smaller"), name=t("statistic.mean"), height=340)
+    clicked = widgets.pressed(figure, key="overview.grid", alt=widgets.grid_in_words(grid, "mean"))
+    return None if clicked is None else widgets.cell_name(grid["low"].iloc[clicked], grid["high"].iloc[clicked])
 
 
 def tail_line(values: npt.NDArray[np.float64], score: str) -> float:

@@ -201,6 +201,12 @@ def chart(figure: go.Figure, *, key: str, alt: str) -> None:
     st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False})
 
 
+def pressed(figure: go.Figure, *, key: str, alt: str) -> int | None:
+    """The figure of a grid; gives back the row of the cell that was just clicked."""
+    config = {"displayModeBar": False}
+    return charts.clicked(st.plotly_chart(figure, key=key, alt=alt, on_select="rerun", selection_mode="points", config=config))
+
+
 def grid(cells: pd.DataFrame, figure: go.Figure, *, key: str, alt: str) -> None:
     """The grid of `charts.grid_figure`; a click on a cell chooses it in `choose_cell` of the same key, a second click lets it go.
 
