@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab import Shelf, Studio, stop_worker
 from playwright.sync_api import Page, expect
 from streamlit.testing.v1 import AppTest
 
@@ -71,6 +72,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
+# ---- made once ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Shelf:
+    """Recordings, checkpoints and a finished run of the small lab, shared by all test processes of this test run."""
+    home = tmp_path_factory.getbasetemp()
+    home = (home if worker_id == "master" else home.parent) / "shelf"
+    home.mkdir(exist_ok=True)
+    return Shelf(home)
+
+
+@pytest.fixture(scope="module")
+def studio(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """A workspace of this test file's own with the finished run of the small lab; its recordings are the shelf's."""
+    made = shelf.studio(tmp_path_factory.mktemp("studio"))
+    yield made
+    stop_worker(made.place)
+
+
 # ---- without a browser ----------------------------------------------------------------------------------------------------------
 
 
@@ -88,15 +109,19 @@ def open_page(workspace_path: Path) -> Callable[..., AppTest]:
     """`open_page("angles", run="abc")`: the page in its frame as a visitor with this link sees it, drawn once."""
 
     def open_(name: str = HOME, **parameters: Any) -> AppTest:
-        test = AppTest.from_file(str(ROUTER), default_timeout=60)
-        if name != HOME:
-            test.run()  # AppTest knows no page before
-            test.switch_page(str(ROOT / "pages" / f"{name}.py"))
-        for key, value in parameters.items():
-            test.query_params[key] = str(value)
-        return test.run()
+        return opened(name, **parameters)
 
     return open_
+
+
+def opened(name: str = HOME, **parameters: Any) -> AppTest:
+    """The page over `TRACIN_WORKSPACE`, in a session of its own, drawn once."""
+    test = AppTest.from_file(str(ROUTER), default_timeout=60)
+    if name != HOME:
+        test.switch_page(str(ROOT / "pages" / f"{name}.py"))
+    for key, value in parameters.items():
+        test.query_params[key] = str(value)
+    return test.run()
 
 
 def texts_of(test: AppTest) -> str:

@@ -376,7 +376,7 @@ def test_sign_in_that_cannot_work_does_not_start(
 
 
 @dataclass
-class Studio:
+class Guarded:
     """A dashboard into which Mei has a link for her browser, and Tom one for requests without any."""
 
     url: str
@@ -395,18 +395,14 @@ class Studio:
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    place = open_workspace(tmp_path_factory.mktemp("studio"))
-    recordings = lab.make_recordings(place.root / "recordings" / "small")
-    run = place.compute(lab.recipe_for(recordings, lab.train_small(recordings, place.root / "trainings" / "small")))
-    assert isinstance(run, Run)
+def guarded(studio: lab.Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    place = studio.place
     key, other_key = access.add(place.root, "Mei"), access.add(place.root, "Tom")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRACIN_UPLOAD_LIMIT", "70MB")
         running, process = start_server(place.root, ROOT / "app.py", tmp_path_factory.mktemp("log") / "server.log")
-    yield Studio(running.url, place, run, process, key, other_key)
+    yield Guarded(running.url, place, studio.run, process, key, other_key)
     stop_server(process)
-    lab.stop_worker(place)
 
 
 @dataclass
@@ -419,7 +415,7 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def inside(browser: Browser, browser_context_args: dict[str, Any], studio: Studio) -> Iterator[Watched]:
+def inside(browser: Browser, browser_context_args: dict[str, Any], guarded: Guarded) -> Iterator[Watched]:
     """Mei's browser, after she opened her link."""
     context = browser.new_context(**browser_context_args)
     page = context.new_page()
@@ -427,8 +423,8 @@ def inside(browser: Browser, browser_context_args: dict[str, Any], studio: Studi
     page.on("console", lambda message: seen.console.append(message.text) if "Content Security Policy" in message.text else None)
     page.on("pageerror", lambda failure: seen.console.append(str(failure)))
     page.on("websocket", lambda opened: opened.on("framereceived", lambda frame: seen.received.append(as_bytes(frame))))
-    page.goto(f"{studio.url}/enter#{studio.key}")
-    page.wait_for_url(f"{studio.url}/**")
+    page.goto(f"{guarded.url}/enter#{guarded.key}")
+    page.wait_for_url(f"{guarded.url}/**")
     idle(page)
     yield seen
     context.close()
@@ -438,9 +434,9 @@ def as_bytes(frame: str | bytes) -> bytes:
     return frame.encode() if isinstance(frame, str) else frame
 
 
-def ask(studio: Studio, method: str, path: str, *, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+def ask(guarded: Guarded, method: str, path: str, *, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
     """One raw request, with nothing added to it but what is told; paths are sent as they stand."""
-    there = urlsplit(studio.url)
+    there = urlsplit(guarded.url)
     with closing(http.client.HTTPConnection(there.hostname or "", there.port, timeout=60)) as line:
         line.request(method, path, body=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
         answer = line.getresponse()
@@ -448,22 +444,22 @@ def ask(studio: Studio, method: str, path: str, *, body: Any = None, **headers: 
 
 
 @pytest.mark.browser
-def test_a_link_is_taken_out_of_the_address_and_lets_its_person_in(studio: Studio, inside: Watched) -> None:
+def test_a_link_is_taken_out_of_the_address_and_lets_its_person_in(guarded: Guarded, inside: Watched) -> None:
     assert "#" not in inside.page.url
-    assert studio.key not in inside.page.url
+    assert guarded.key not in inside.page.url
     expect(inside.page.get_by_test_id("stSidebar").get_by_text("Here as Mei")).to_be_visible()
     cookies = [cookie for cookie in inside.page.context.cookies() if cookie["name"].startswith("tracin_")]
-    assert [(cookie["httpOnly"], cookie["sameSite"], cookie["value"] == studio.key) for cookie in cookies] == [
+    assert [(cookie["httpOnly"], cookie["sameSite"], cookie["value"] == guarded.key) for cookie in cookies] == [
         (True, "Strict", True)
     ]
 
 
 @pytest.mark.browser
-def test_a_link_on_another_site_leads_in_although_the_cookie_is_strict(studio: Studio, inside: Watched) -> None:
+def test_a_link_on_another_site_leads_in_although_the_cookie_is_strict(guarded: Guarded, inside: Watched) -> None:
     page = inside.page.context.new_page()
     page.route(
         "http://elsewhere.example/",
-        lambda route: route.fulfill(body=f"<a href='{studio.url}/angles'>go</a>", content_type="text/html"),
+        lambda route: route.fulfill(body=f"<a href='{guarded.url}/angles'>go</a>", content_type="text/html"),
     )
     page.goto("http://elsewhere.example/")
     page.get_by_text("go").click()
@@ -472,24 +468,24 @@ def test_a_link_on_another_site_leads_in_although_the_cookie_is_strict(studio: S
 
 
 @pytest.mark.browser
-def test_whoever_has_no_link_sees_a_sentence_and_a_wrong_one_opens_nothing(studio: Studio, browser: Browser) -> None:
+def test_whoever_has_no_link_sees_a_sentence_and_a_wrong_one_opens_nothing(guarded: Guarded, browser: Browser) -> None:
     context = browser.new_context(locale="zh-TW")
     page = context.new_page()
-    answer = page.goto(f"{studio.url}/threshold")
+    answer = page.goto(f"{guarded.url}/threshold")
     assert answer is not None
     assert answer.status == 403
     expect(page.locator("html")).to_have_attribute("lang", "zh-TW")
     expect(page.get_by_text("只有持有連結的人")).to_be_visible()
-    page.goto(f"{studio.url}/enter#wrong")
+    page.goto(f"{guarded.url}/enter#wrong")
     expect(page.get_by_text("這個連結無法開啟")).to_be_visible()
-    assert page.url == f"{studio.url}/enter"
+    assert page.url == f"{guarded.url}/enter"
     context.close()
 
 
 @pytest.mark.browser
-def test_every_page_works_under_the_policy_and_names_no_path(studio: Studio, inside: Watched) -> None:
+def test_every_page_works_under_the_policy_and_names_no_path(guarded: Guarded, inside: Watched) -> None:
     """From page to page by the sidebar: none breaks a rule of the policy, and none is told where on the disk something lies."""
-    visit(inside.page, f"{studio.url}/?run={studio.run.id}")
+    visit(inside.page, f"{guarded.url}/?run={guarded.run.id}")
     links = inside.page.get_by_test_id("stSidebarNavLink")
     expect(links).to_have_count(sum(map(len, frame.SECTIONS.values())))
     for number in range(links.count()):
@@ -501,7 +497,7 @@ def test_every_page_works_under_the_policy_and_names_no_path(studio: Studio, ins
     assert inside.console == []
     told = b"".join(inside.received) + inside.page.content().encode()
     assert len(told) > 50_000
-    for path in (studio.place.root, ROOT, Path.home() / "x"):
+    for path in (guarded.place.root, ROOT, Path.home() / "x"):
         place = str(path).removesuffix("/x").encode()
         near = told.find(place)
         assert near < 0, told[max(near - 300, 0) : near + 200]
@@ -509,10 +505,10 @@ def test_every_page_works_under_the_policy_and_names_no_path(studio: Studio, ins
 
 @pytest.mark.browser
 def test_files_are_sent_from_the_keyboard_and_a_cancelled_upload_leaves_nothing(
-    studio: Studio, inside: Watched, tmp_path: Path
+    guarded: Guarded, inside: Watched, tmp_path: Path
 ) -> None:
-    page, place = inside.page, studio.place.root / "uploads"
-    visit(page, f"{studio.url}/compute")
+    page, place = inside.page, guarded.place.root / "uploads"
+    visit(page, f"{guarded.url}/compute")
     page.get_by_text("Upload files to this server").click()
     idle(page)
     folder = tmp_path / "mine" / "deg000" / "plastic"
@@ -541,19 +537,19 @@ def test_files_are_sent_from_the_keyboard_and_a_cancelled_upload_leaves_nothing(
 
 
 @pytest.fixture
-def trusted(studio: Studio, inside: Watched) -> dict[str, str]:
+def trusted(guarded: Guarded, inside: Watched) -> dict[str, str]:
     """Headers of a request as the upload page of an open session makes it."""
-    visit(inside.page, f"{studio.url}/compute")
+    visit(inside.page, f"{guarded.url}/compute")
     tokens = re.findall(rb"[0-9a-f-]{36}\.[0-9a-f]{64}", b"".join(inside.received))
-    return {"Cookie": studio.cookie, "Origin": studio.url, "X_Upload_Token": tokens[-1].decode()}
+    return {"Cookie": guarded.cookie, "Origin": guarded.url, "X_Upload_Token": tokens[-1].decode()}
 
 
 @pytest.mark.browser
-def test_large_uploads_pass_through_without_staying_in_memory(studio: Studio, trusted: dict[str, str]) -> None:
+def test_large_uploads_pass_through_without_staying_in_memory(guarded: Guarded, trusted: dict[str, str]) -> None:
     """60 MB here; TRACIN_LONG sends 300. What the web process holds grows by at most 20 MB."""
     size = 300 * MB if os.environ.get("TRACIN_LONG") else 60 * MB
-    process = psutil.Process(studio.process.pid)
-    identity = json.loads(ask(studio, "POST", "/uploads", **trusted)[2])["id"]
+    process = psutil.Process(guarded.process.pid)
+    identity = json.loads(ask(guarded, "POST", "/uploads", **trusted)[2])["id"]
     before, most = process.memory_info().rss, [0]
 
     def body() -> Iterator[bytes]:
@@ -563,20 +559,20 @@ def test_large_uploads_pass_through_without_staying_in_memory(studio: Studio, tr
 
     for number in range(size // (60 * MB)):
         length = {"Content_Length": str(60 * MB)}
-        code, _, said = ask(studio, "PUT", f"/uploads/{identity}?name=large{number}.pt", body=body(), **trusted, **length)
+        code, _, said = ask(guarded, "PUT", f"/uploads/{identity}?name=large{number}.pt", body=body(), **trusted, **length)
         assert (code, json.loads(said)) == (201, {"left_out": []})
     grown = max(most[0], process.memory_info().rss) - before
     assert grown <= 20 * MB
-    assert ask(studio, "DELETE", f"/uploads/{identity}", **trusted)[0] == 204
-    incoming = studio.place.root / "uploads" / ".incoming"
+    assert ask(guarded, "DELETE", f"/uploads/{identity}", **trusted)[0] == 204
+    incoming = guarded.place.root / "uploads" / ".incoming"
     assert list(incoming.iterdir()) == []
 
 
 @pytest.mark.browser
-def test_whoever_leaves_in_the_middle_of_a_file_leaves_nothing(studio: Studio, trusted: dict[str, str]) -> None:
-    incoming = studio.place.root / "uploads" / ".incoming"
-    identity = json.loads(ask(studio, "POST", "/uploads", **trusted)[2])["id"]
-    there = urlsplit(studio.url)
+def test_whoever_leaves_in_the_middle_of_a_file_leaves_nothing(guarded: Guarded, trusted: dict[str, str]) -> None:
+    incoming = guarded.place.root / "uploads" / ".incoming"
+    identity = json.loads(ask(guarded, "POST", "/uploads", **trusted)[2])["id"]
+    there = urlsplit(guarded.url)
     with socket.create_connection((there.hostname or "", there.port or 0)) as line:
         told = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in {**trusted, "Host": there.netloc}.items())
         line.sendall(
@@ -594,16 +590,16 @@ def within_seconds(holds: Callable[[], bool], seconds: float = 30.0) -> bool:
 
 
 @pytest.mark.browser
-def test_an_upload_that_is_refused_says_why_and_leaves_nothing(studio: Studio, trusted: dict[str, str]) -> None:
-    incoming = studio.place.root / "uploads" / ".incoming"
+def test_an_upload_that_is_refused_says_why_and_leaves_nothing(guarded: Guarded, trusted: dict[str, str]) -> None:
+    incoming = guarded.place.root / "uploads" / ".incoming"
 
     def put(name: str, body: Any, **headers: str) -> tuple[int, str]:
-        identity = json.loads(ask(studio, "POST", "/uploads", **trusted)[2])["id"]
-        code, _, said = ask(studio, "PUT", f"/uploads/{identity}?name={name}", body=body, **{**trusted, **headers})
+        identity = json.loads(ask(guarded, "POST", "/uploads", **trusted)[2])["id"]
+        code, _, said = ask(guarded, "PUT", f"/uploads/{identity}?name={name}", body=body, **{**trusted, **headers})
         if code in (400, 408, 413, 415):
             assert list(incoming.iterdir()) == []
         else:
-            ask(studio, "DELETE", f"/uploads/{identity}", **trusted)
+            ask(guarded, "DELETE", f"/uploads/{identity}", **trusted)
         return code, said.decode()
 
     code, said = put("large.pt", (bytes(MB) for _ in range(71)), Content_Length=str(71 * MB))
@@ -630,14 +626,14 @@ def test_an_upload_that_is_refused_says_why_and_leaves_nothing(studio: Studio, t
     assert put("a.pt", b"x", Cookie="")[0] == 403
     assert not list(incoming.iterdir())
     for identity in ("..", "%2e%2e", "20260101-000000-abcdef", "..%2f..%2fruns", "x" * 500):
-        assert ask(studio, "PUT", f"/uploads/{identity}?name=a.pt", body=b"x", **trusted)[0] in (400, 404, 405)
+        assert ask(guarded, "PUT", f"/uploads/{identity}?name=a.pt", body=b"x", **trusted)[0] in (400, 404, 405)
 
 
-def test_foreign_requests_are_refused_on_every_kind_of_route(studio: Studio) -> None:
-    cookie = {"Cookie": studio.cookie}
+def test_foreign_requests_are_refused_on_every_kind_of_route(guarded: Guarded) -> None:
+    cookie = {"Cookie": guarded.cookie}
     for path in ("/", "/healthz", "/readyz", "/_stcore/health", "/_stcore/host-config", "/static/js/x.js", "/media/x", "/enter"):
-        assert ask(studio, "GET", path, Host="evil.example", **cookie)[0] == 403
-        assert ask(studio, "GET", path, Origin="http://evil.example", **cookie)[0] == 403
+        assert ask(guarded, "GET", path, Host="evil.example", **cookie)[0] == 403
+        assert ask(guarded, "GET", path, Origin="http://evil.example", **cookie)[0] == 403
     upgrade = {
         "Upgrade": "websocket",
         "Connection": "Upgrade",
@@ -645,15 +641,15 @@ def test_foreign_requests_are_refused_on_every_kind_of_route(studio: Studio) -> 
         "Sec_WebSocket_Key": "AAAAAAAAAAAAAAAAAAAAAA==",
     }
     for told in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Cookie": "tracin_x=y"}):
-        code, _, _ = ask(studio, "GET", "/_stcore/stream", **{**upgrade, **cookie, **told})
+        code, _, _ = ask(guarded, "GET", "/_stcore/stream", **{**upgrade, **cookie, **told})
         assert code == 403
     for path in CLOSED:
-        assert ask(studio, "GET", path, **cookie)[0] == 404
+        assert ask(guarded, "GET", path, **cookie)[0] == 404
 
 
-def test_every_answer_carries_the_headers_also_a_refusal(studio: Studio) -> None:
+def test_every_answer_carries_the_headers_also_a_refusal(guarded: Guarded) -> None:
     for path in ("/", "/enter", "/enter.js", "/healthz", "/_stcore/metrics", "/media/none", "/static/none.js"):
-        _, headers, _ = ask(studio, "GET", path, Cookie=studio.cookie)
+        _, headers, _ = ask(guarded, "GET", path, Cookie=guarded.cookie)
         assert {name: headers.get(name.lower()) for name in server.HEADERS} == server.HEADERS
     rules = dict(rule.split(" ", 1) for rule in server.HEADERS["Content-Security-Policy"].split("; "))
     assert "unsafe-inline" not in rules["script-src"]
@@ -685,9 +681,9 @@ PATHS += [
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_no_path_leads_out_of_what_is_served(studio: Studio, path: str) -> None:
+def test_no_path_leads_out_of_what_is_served(guarded: Guarded, path: str) -> None:
     """At most the shell, which is the same for every address, and holds nothing."""
-    code, _, said = ask(studio, "GET", path, Cookie=studio.cookie)
+    code, _, said = ask(guarded, "GET", path, Cookie=guarded.cookie)
     assert code in (200, 400, 403, 404, 405)
     assert code != 200 or b"<title>Streamlit</title>" in said
     assert not re.search(rb"root:|sha256|\"links\"|def guard", said)
@@ -701,30 +697,30 @@ def test_a_job_bears_the_name_of_whoever_started_it(workspace_path: Path, monkey
 
 
 @pytest.mark.browser
-def test_what_a_person_starts_bears_their_name(studio: Studio, inside: Watched) -> None:
+def test_what_a_person_starts_bears_their_name(guarded: Guarded, inside: Watched) -> None:
     """Nobody is asked for a name that the server knows."""
-    visit(inside.page, f"{studio.url}/threshold?run={studio.run.id}")
+    visit(inside.page, f"{guarded.url}/threshold?run={guarded.run.id}")
     expect(inside.page.get_by_role("textbox", name="Why (kept with the list)")).to_be_visible()
     expect(inside.page.get_by_role("textbox", name="Your name")).to_have_count(0)
     inside.page.get_by_role("button", name=re.compile("Write the list")).click()
     idle(inside.page)
-    assert within_seconds(lambda: list(studio.place.exported_exclusions(studio.run)["who"]) == ["Mei"])
+    assert within_seconds(lambda: list(guarded.place.exported_exclusions(guarded.run)["who"]) == ["Mei"])
 
 
 @pytest.mark.browser
-def test_a_revoked_link_ends_open_sessions_at_their_next_rerun(studio: Studio, inside: Watched) -> None:
+def test_a_revoked_link_ends_open_sessions_at_their_next_rerun(guarded: Guarded, inside: Watched) -> None:
     """Mei's end: no page, no callback, no picture, no upload any more."""
     page = inside.page
-    visit(page, f"{studio.url}/threshold?run={studio.run.id}")
-    access.revoke(studio.place.root, "Mei")
+    visit(page, f"{guarded.url}/threshold?run={guarded.run.id}")
+    access.revoke(guarded.place.root, "Mei")
     inside.received.clear()
-    written = len(studio.place.exported_exclusions(studio.run))
+    written = len(guarded.place.exported_exclusions(guarded.run))
     page.get_by_role("button", name=re.compile("Write the list")).click()
     page.wait_for_timeout(1500)
-    assert len(studio.place.exported_exclusions(studio.run)) == written
+    assert len(guarded.place.exported_exclusions(guarded.run)) == written
     assert b"".join(inside.received) == b""
     for method, path in (("GET", "/"), ("GET", "/media/x"), ("POST", "/uploads")):
-        assert ask(studio, method, path, Cookie=studio.cookie_of(studio.key), Origin=studio.url)[0] == 403
+        assert ask(guarded, method, path, Cookie=guarded.cookie_of(guarded.key), Origin=guarded.url)[0] == 403
     answer = page.reload()
     assert answer is not None
     assert answer.status == 403

@@ -25,6 +25,7 @@ DOORS = {
         "tracin_core.records.jobs",
         "tracin_core.records.evaluations",
         "tracin_core.records.calibrations",
+        "tracin_core.records.evidence",
         "tracin_core.records.access",
         "tracin_core.records.uploads",
         "tracin_core.records.findings",
@@ -119,6 +120,7 @@ DOORS = {
     # The front door: its names load lazily, which `test_light_imports` holds it to.
     "tracin_core/__init__.py": (
         "tracin_core.engine.kernel",
+        "tracin_core.engine.recording",
         "tracin_core.notebook",
         "tracin_core.records.workspace",
         "tracin_core.recipe",

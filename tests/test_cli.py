@@ -201,16 +201,20 @@ def other_lab(home: Path) -> Recipe:
 def test_ctrl_c_ends_the_watching_not_the_job(shell: Shell, run: Run) -> None:
     words = command("train", "--run", run.id, "--epochs", "5000")
     watching = subprocess.Popen(
-        words, cwd=shell.home, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-    )
-    assert watching.stdout is not None
-    assert any(line.endswith(": training\n") for line in watching.stdout)
-    watching.send_signal(signal.SIGINT)
-    _, said = watching.communicate(timeout=PATIENCE)
-    named = re.fullmatch(r"No longer watching: job (\w+) goes on in the background; the dashboard shows it \(.*\)\.\n", said)
-    assert named is not None, said
-    before = shell.place.job(named[1])
-    shell.place.cancel(named[1])
+        words, cwd=shell.home, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which is off where the tests run in the background
+    )  # fmt: skip
+    try:
+        assert watching.stdout is not None
+        assert any(line.endswith(": training\n") for line in watching.stdout)
+        watching.send_signal(signal.SIGINT)
+        _, said = watching.communicate(timeout=PATIENCE)
+        named = re.fullmatch(r"No longer watching: job (\w+) goes on in the background; the dashboard shows it \(.*\)\.\n", said)
+        assert named is not None, said
+        before = shell.place.job(named[1])
+    finally:
+        watching.kill()
+        shell.place.cancel(shell.place.jobs()[0].id)
     assert (before.kind, before.state, watching.returncode) == ("training", "running", 130)
 
 

@@ -137,13 +137,13 @@ def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.fixture(scope="module")
-def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lab.make_recordings(tmp_path_factory.mktemp("recordings"))
+def recordings(shelf: lab.Shelf) -> Path:
+    return shelf.recordings()
 
 
 @pytest.fixture(scope="module")
-def checkpoints(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lab.train_small(recordings, tmp_path_factory.mktemp("checkpoints") / "box_1000hz_margin", epochs=1)
+def checkpoints(shelf: lab.Shelf) -> Path:
+    return shelf.checkpoints(1)
 
 
 @pytest.fixture(scope="module")

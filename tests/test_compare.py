@@ -9,7 +9,7 @@ from typing import Any
 import lab
 import numpy as np
 import pytest
-from conftest import ROOT, texts_of
+from conftest import opened, texts_of
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
@@ -146,11 +146,7 @@ def look(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTe
     monkeypatch.setenv("TRACIN_WORKSPACE", str(studio.place.root))
 
     def look_(**parameters: str) -> AppTest:
-        test = AppTest.from_file(str(ROOT / "pages" / "shared" / "router.py"), default_timeout=60).run()
-        test.switch_page(str(ROOT / "pages" / "compare.py"))
-        for key, value in {"run": studio.runs[0].id, **parameters}.items():
-            test.query_params[key] = value
-        test.run()
+        test = opened("compare", **{"run": studio.runs[0].id, **parameters})
         assert not test.exception
         return test
 

@@ -8,13 +8,11 @@ import lab
 import numpy as np
 import pandas as pd
 import pytest
-from lab import stop_worker
 from test_influence import CHECKPOINTS, FLOAT64, TRAIN, Case, explicit, make_case
 
 from tracin_core.data.samples import pair_table, pairs_of
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.records.runs import Run
-from tracin_core.records.workspace import open_workspace
 from tracin_core.scores.comparison import Methods, Training
 from tracin_core.scores.curvature import pair_laplacian
 from tracin_core.scores.losses import PairLoss
@@ -195,12 +193,8 @@ def test_a_question_without_an_answer_is_refused(ask: Callable[[Methods], object
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    recordings = lab.make_recordings(tmp_path_factory.mktemp("recordings"))
-    checkpoints = lab.train_small(recordings, tmp_path_factory.mktemp("checkpoints") / "box_1000hz_margin", epochs=3)
-    place = open_workspace(tmp_path_factory.mktemp("workspace"))
-    yield place.compute(lab.recipe_for(recordings, checkpoints))
-    stop_worker(place)
+def run(shelf: lab.Shelf, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return shelf.studio(tmp_path_factory.mktemp("workspace"), epochs=3).run
 
 
 def test_a_trained_run_has_every_method(run: Run) -> None:

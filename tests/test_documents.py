@@ -8,20 +8,15 @@ import lab
 import pytest
 from lab import stop_worker
 
-from tracin_core.records.workspace import open_workspace
-
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def test_every_question_in_the_document_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_question_in_the_document_is_answered(shelf: lab.Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of docs/questions.md, in their order, on a real run of three epochs."""
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "questions.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 7
-    recordings = lab.make_recordings(tmp_path / "recordings")
-    checkpoints = lab.train_small(recordings, tmp_path / "box_1000hz_margin", epochs=3)
-    place = open_workspace(tmp_path / "workspace")
+    place = shelf.studio(tmp_path / "workspace", epochs=3).place
     try:
-        place.compute(lab.recipe_for(recordings, checkpoints))
         monkeypatch.chdir(tmp_path)
         names: dict[str, Any] = {}
         for number, block in enumerate(blocks, start=1):

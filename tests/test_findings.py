@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-import lab
 import pytest
-from conftest import ROOT, idle, start_server, stop_server, texts_of, visit
+from conftest import ROOT, idle, opened, start_server, stop_server, texts_of, visit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lab import Studio
 from playwright.sync_api import Page, expect
 from streamlit.testing.v1 import AppTest
 
@@ -26,8 +26,7 @@ from tracin_core.errors import InputError, NotFoundError
 from tracin_core.records.findings import SavedView, SavedViews
 from tracin_core.records.past_lists import origins, past_lists
 from tracin_core.records.report.saved import saved_html
-from tracin_core.records.runs import Run
-from tracin_core.records.workspace import Workspace, open_workspace, rebuild_catalogue
+from tracin_core.records.workspace import open_workspace, rebuild_catalogue
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)
 
@@ -170,31 +169,12 @@ def test_saved_views_outlive_the_catalogue(tmp_path: Path) -> None:
 # ---- on the pages ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Workspace, Run]]:
-    place = open_workspace(tmp_path_factory.mktemp("findings"))
-    recordings = lab.make_recordings(place.root / "recordings" / "small")
-    run = place.compute(lab.recipe_for(recordings, lab.train_small(recordings, place.root / "trainings" / "small")))
-    assert isinstance(run, Run)
-    yield place, run
-    lab.stop_worker(place)
-
-
 @pytest.fixture
-def look(studio: tuple[Workspace, Run], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
+def look(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
     """`look("angles", score="mean_influence")`: a page over the finished run, in a session of its own."""
-    place, _ = studio
+    place = studio.place
     monkeypatch.setenv("TRACIN_WORKSPACE", str(place.root))
-
-    def look_(name: str = "overview", **parameters: str) -> AppTest:
-        test = AppTest.from_file(str(ROOT / "pages" / "shared" / "router.py"), default_timeout=60)
-        if name != "overview":
-            test.run().switch_page(str(ROOT / "pages" / f"{name}.py"))
-        for key, value in parameters.items():
-            test.query_params[key] = value
-        return test.run()
-
-    yield look_
+    yield opened
     for kept in SavedViews(place.root).all():
         SavedViews(place.root).remove(kept.id)
 
@@ -218,10 +198,10 @@ def keep(test: AppTest, title: str, note: str = "", who: str = "Ada") -> SavedVi
     return SavedViews(Path(os.environ["TRACIN_WORKSPACE"])).all()[0]
 
 
-def test_a_saved_view_holds_the_address_and_the_run(look: Callable[..., AppTest], studio: tuple[Workspace, Run]) -> None:
+def test_a_saved_view_holds_the_address_and_the_run(look: Callable[..., AppTest], studio: Studio) -> None:
     test = look("angles", score="worst_influence", statistic="median", cell="36-72")
     saved = keep(test, "Cell", "why")
-    _, run = studio
+    run = studio.run
     assert saved.parameters == shown(test)
     assert saved.parameters["cell"] == "36-72"
     assert (saved.page, saved.run, saved.digest, saved.author, saved.note) == ("angles", run.id, run.digest, "Ada", "why")
@@ -255,8 +235,8 @@ def test_a_link_shows_what_was_saved_and_nothing_that_the_session_remembers(look
     assert said("finding.left", link="")[:30] in texts_of(test)
 
 
-def test_what_changed_since_is_said(look: Callable[..., AppTest], studio: tuple[Workspace, Run]) -> None:
-    place, run = studio
+def test_what_changed_since_is_said(look: Callable[..., AppTest], studio: Studio) -> None:
+    place, run = studio.place, studio.run
     saved = keep(look("distribution"), "old")
     file = place.root / "findings" / f"{saved.id}.json"
     file.write_text(json.dumps({**saved.to_dict(), "digest": "0" * 32, "version": "0.0.1"}))
@@ -265,8 +245,8 @@ def test_what_changed_since_is_said(look: Callable[..., AppTest], studio: tuple[
     assert said("finding.changed.version", version="0.0.1").replace(".", "") in texts_of(test).replace("\\", "").replace(".", "")
 
 
-def test_a_view_of_a_run_that_is_gone_says_so(look: Callable[..., AppTest], studio: tuple[Workspace, Run]) -> None:
-    saved = SavedViews(studio[0].root).save(**example(parameters={"run": "gone"}, run="gone"))
+def test_a_view_of_a_run_that_is_gone_says_so(look: Callable[..., AppTest], studio: Studio) -> None:
+    saved = SavedViews(studio.place.root).save(**example(parameters={"run": "gone"}, run="gone"))
     test = look(f=saved.id)
     assert "There is no run 'gone'" in test.error[0].value
     test = look(f="0123abcd")
@@ -274,16 +254,16 @@ def test_a_view_of_a_run_that_is_gone_says_so(look: Callable[..., AppTest], stud
     assert not test.metric
 
 
-def test_a_title_is_asked_for(look: Callable[..., AppTest], studio: tuple[Workspace, Run]) -> None:
+def test_a_title_is_asked_for(look: Callable[..., AppTest], studio: Studio) -> None:
     test = look("angles")
     test.button(key="finding.keep").click().run()
     assert "has no title" in test.error[0].value
-    assert SavedViews(studio[0].root).all() == []
+    assert SavedViews(studio.place.root).all() == []
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_list_edits_removes_and_brings_back(look: Callable[..., AppTest], studio: tuple[Workspace, Run], language: str) -> None:
-    views = SavedViews(studio[0].root)
+def test_the_list_edits_removes_and_brings_back(look: Callable[..., AppTest], studio: Studio, language: str) -> None:
+    views = SavedViews(studio.place.root)
     saved = views.save(**example(title="<b>*first*</b>", note="[x](y)\nsecond line"))
     test = look("findings", lang=language)
     assert not test.exception
@@ -302,8 +282,8 @@ def test_the_list_edits_removes_and_brings_back(look: Callable[..., AppTest], st
 # ---- past lists -----------------------------------------------------------------------------------------------------------------
 
 
-def test_past_lists_say_what_they_are_of(look: Callable[..., AppTest], studio: tuple[Workspace, Run]) -> None:
-    place, run = studio
+def test_past_lists_say_what_they_are_of(look: Callable[..., AppTest], studio: Studio) -> None:
+    place, run = studio.place, studio.run
     view = run.view()
     for mode in ("ranking_pair", "sample"):
         rule: dict[str, Any] = {"threshold": -0.001, "min_occurrences": 1, "max_exclusions": 4, "pair_mode": mode}
@@ -331,8 +311,8 @@ def test_past_lists_say_what_they_are_of(look: Callable[..., AppTest], studio: t
 # ---- the exported file ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_export_says_everything_and_escapes_it(studio: tuple[Workspace, Run]) -> None:
-    place, run = studio
+def test_the_export_says_everything_and_escapes_it(studio: Studio) -> None:
+    place, run = studio.place, studio.run
     attack = '<script>alert(1)</script><img src=x onerror="alert(2)">'
     known = {"run": run.id, "score": "self_influence", "scale": "asinh", "tail": "high"}
     views = [
@@ -365,8 +345,8 @@ def texts_of_report(language: str) -> dict[str, str]:
 
 
 @pytest.mark.browser
-def test_a_link_opens_what_was_saved_on_a_restarted_server(page: Page, studio: tuple[Workspace, Run], tmp_path: Path) -> None:
-    place, run = studio
+def test_a_link_opens_what_was_saved_on_a_restarted_server(page: Page, studio: Studio, tmp_path: Path) -> None:
+    place, run = studio.place, studio.run
     first, process = start_server(place.root, ROOT / "app.py", tmp_path / "first.log")
     try:
         visit(page, f"{first.url}/angles?run={run.id}&score=mean_influence&statistic=median&cell=36-72")
@@ -395,8 +375,8 @@ def test_a_link_opens_what_was_saved_on_a_restarted_server(page: Page, studio: t
 
 
 @pytest.mark.browser
-def test_the_exported_file_opens_from_disk_and_asks_nobody(page: Page, studio: tuple[Workspace, Run], tmp_path: Path) -> None:
-    place, run = studio
+def test_the_exported_file_opens_from_disk_and_asks_nobody(page: Page, studio: Studio, tmp_path: Path) -> None:
+    place, run = studio.place, studio.run
     known = {"run": run.id, "score": "self_influence", "scale": "asinh", "tail": "high"}
     saved = SavedViews(place.root).save(**example(run=run.id, digest=run.digest, parameters=known))
     file = tmp_path / "saved.html"

@@ -23,13 +23,13 @@ SETTLE = 0.2
 
 
 @pytest.fixture(scope="module")
-def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lab.make_recordings(tmp_path_factory.mktemp("recordings"), takes=6)
+def recordings(shelf: lab.Shelf) -> Path:
+    return shelf.recordings()
 
 
 @pytest.fixture(scope="module")
-def trained(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lab.train_small(recordings, tmp_path_factory.mktemp("trained") / "box_1000hz_margin", epochs=2)
+def trained(shelf: lab.Shelf) -> Path:
+    return shelf.checkpoints()
 
 
 @pytest.fixture

@@ -25,9 +25,6 @@ from streamlit.proto.WidgetStates_pb2 import WidgetState
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from tracin_core.records.runs import Run
-from tracin_core.records.workspace import open_workspace
-
 SESSIONS, EVERY_SECONDS = 20, 5.0
 MINUTES = 10 if os.environ.get("TRACIN_LONG") else 2
 P95_SECONDS, WEB_MB = 1.0, 400
@@ -49,16 +46,11 @@ class Figures:
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str, psutil.Process]]:
+def served(studio: lab.Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str, psutil.Process]]:
     """A dashboard over a small run: its address, the run, its process."""
-    place = open_workspace(tmp_path / "workspace")
-    recordings = lab.make_recordings(place.root / "recordings" / "small")
-    run = place.compute(lab.recipe_for(recordings, lab.train_small(recordings, place.root / "trainings" / "small")))
-    assert isinstance(run, Run)
-    lab.stop_worker(place)
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")  # as `serve` does
-    running, process = start_server(place.root, ROOT / "app.py", tmp_path / "server.log")
-    yield running.url, run.id, psutil.Process(process.pid)
+    running, process = start_server(studio.place.root, ROOT / "app.py", tmp_path / "server.log")
+    yield running.url, studio.run.id, psutil.Process(process.pid)
     stop_server(process)
 
 

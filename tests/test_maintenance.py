@@ -837,10 +837,10 @@ def test_the_shell_collects_and_exports(shell, root: Path, tmp_path: Path) -> No
 # ---- nothing is computed twice ----------------------------------------------------------------------------------------------
 
 
-def test_only_missing_blocks_are_computed(tmp_path: Path) -> None:
+def test_only_missing_blocks_are_computed(shelf: lab.Shelf, tmp_path: Path) -> None:
     """New recordings, a wider test set, another checkpoint, a second recipe: new blocks are those of the new names, and no other."""
-    recordings = lab.make_recordings(tmp_path / "recordings")
-    trained = lab.train_small(recordings, tmp_path / "trained", epochs=2)
+    recordings = shutil.copytree(shelf.recordings(), tmp_path / "recordings")
+    trained = shelf.checkpoints()
     folder = tmp_path / "growing"
     folder.mkdir()
     for epoch in (0, 1):

@@ -39,10 +39,9 @@ class Studio:
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+def studio(shelf: lab.Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     place = open_workspace(tmp_path_factory.mktemp("neighbours"))
-    recordings = lab.make_recordings(place.root / "recordings" / "small")
-    recipe = lab.recipe_for(recordings, lab.train_small(recordings, place.root / "trainings" / "small"))
+    recipe = shelf.recipe()
     runs = [
         place.compute(recipe.model_copy(update={"name": name, "task": recipe.task.model_copy(update={"margin": margin})}))
         for name, margin in (("calm", 0.0), ("live", 10.0))

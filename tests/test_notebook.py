@@ -82,10 +82,9 @@ def analysed_by(place: Workspace, recipe: Any, read: Callable[[pd.DataFrame], An
 
 
 @pytest.fixture(scope="module")
-def ranked(place: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Analysed:
-    recordings = lab.make_recordings(tmp_path_factory.mktemp("recordings"))
-    checkpoints = lab.train_small(recordings, tmp_path_factory.mktemp("checkpoints") / "box_1000hz_margin")
-    return analysed_by(place, lab.recipe_for(recordings, checkpoints), lambda samples: read_inputs(recordings, samples))
+def ranked(place: Workspace, shelf: lab.Shelf) -> Analysed:
+    recipe = shelf.recipe()
+    return analysed_by(place, recipe, lambda samples: read_inputs(recipe.data.root, samples))
 
 
 @pytest.fixture(scope="module")

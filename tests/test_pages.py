@@ -3,12 +3,12 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import lab
 import pytest
-from conftest import ROOT, texts_of
+from conftest import opened, texts_of
+from lab import Studio
 from streamlit.testing.v1 import AppTest
 
 from pages.shared import frame
@@ -17,28 +17,10 @@ from pages.shared.i18n import LANGUAGES, texts
 from tracin_core.errors import JobFailedError
 from tracin_core.recipe import Recipe
 from tracin_core.records.runs import Run
-from tracin_core.records.workspace import Workspace, open_workspace
+from tracin_core.records.workspace import open_workspace
 
 PAGES = [name for pages in frame.SECTIONS.values() for name in pages]
 ABOUT_A_RUN = [name for name in PAGES if name != "compute"]
-
-
-@dataclass(frozen=True)
-class Studio:
-    """A workspace with one finished run."""
-
-    place: Workspace
-    run: Run
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    place = open_workspace(tmp_path_factory.mktemp("studio"))
-    recordings = lab.make_recordings(place.root / "recordings" / "small")
-    run = place.compute(lab.recipe_for(recordings, lab.train_small(recordings, place.root / "trainings" / "small")))
-    assert isinstance(run, Run)
-    yield Studio(place, run)
-    lab.stop_worker(place)
 
 
 @pytest.fixture
@@ -50,15 +32,7 @@ def look(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTe
 def viewer(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
     monkeypatch.setenv("TRACIN_WORKSPACE", str(workspace))
 
-    def look_(name: str, **parameters: object) -> AppTest:
-        test = AppTest.from_file(str(ROOT / "pages" / "shared" / "router.py"), default_timeout=60).run()
-        if name != PAGES[0]:
-            test.switch_page(str(ROOT / "pages" / f"{name}.py"))
-        for key, value in parameters.items():
-            test.query_params[key] = str(value)
-        return test.run()
-
-    return look_
+    return opened
 
 
 def said(language: str, key: str, **values: object) -> str:
@@ -209,6 +183,15 @@ def test_an_analysis_starts_from_the_page_and_an_equal_one_from_the_cache(look: 
     assert started.splits["train"]["id"].tolist() == studio.run.splits["train"]["id"].tolist()
     test.button(key="start").click().run()
     assert said("en", "compute.cached") in texts_of(test)
+
+
+def test_a_run_bears_the_name_of_whoever_asked_for_it(look: Callable[..., AppTest], studio: Studio) -> None:
+    recipe = Recipe.from_dict({**studio.run.recipe.to_dict(), "task": {"margin": 0.5}})
+    run = studio.place.by("Mei *Lin*").compute(recipe)
+    assert isinstance(run, Run)
+    assert run.manifest.who == "Mei *Lin*"
+    assert "asked for by Mei \\*Lin\\*" in texts_of(look("distribution", run=run.id))
+    assert "asked for by" not in texts_of(look("distribution", run=studio.run.id))
 
 
 def test_a_folder_can_be_looked_into(look: Callable[..., AppTest], studio: Studio) -> None:

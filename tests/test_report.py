@@ -51,12 +51,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
 
 
 @pytest.fixture(scope="module")
-def ranking(place: Workspace) -> Run:
+def ranking(place: Workspace, shelf: lab.Shelf) -> Run:
     """Simulated recordings, under a name that is markup."""
-    recordings = lab.make_recordings(place.root / "recordings" / "small")
-    checkpoints = lab.train_small(recordings, place.root / "trainings" / "small", epochs=3)
-    recipe = lab.recipe_for(recordings, checkpoints).to_dict()
-    run = place.compute(Recipe.from_dict({**recipe, "name": HOSTILE}))
+    run = place.compute(Recipe.from_dict({**shelf.recipe(3).to_dict(), "name": HOSTILE}))
     assert isinstance(run, Run)
     return run
 
@@ -368,8 +365,8 @@ def test_before_and_after_is_linked_by_name_and_line(place: Workspace, ranking: 
     assert found.strange == ("other",)
     (after,) = found.after
     assert (after.folder, after.pairs, after.samples, after.differing) == ("after", 3, 0, ())
-    for folder, side in (("small", "before"), ("after", "after")):
-        told = json.loads((place.root / "trainings" / folder / "training.json").read_text(encoding="utf-8"))["history"][-1]
+    for folder, side in ((ranking.recipe.checkpoints.folder, "before"), (place.root / "trainings" / "after", "after")):
+        told = json.loads((folder / "training.json").read_text(encoding="utf-8"))["history"][-1]
         assert after.measured.set_index("measure")[side].to_dict() == {name: told[name] for name in after.measured["measure"]}
     told = report.report_markdown(ranking, place=place)
     assert file.name.replace("_", r"\_") in told

@@ -1,7 +1,5 @@
 """A list put to the test by retraining: arms, common seeds, equal epochs and steps, and what may be said of it."""
 
-from collections.abc import Iterator
-
 import lab
 import numpy as np
 import pandas as pd
@@ -14,22 +12,17 @@ from tracin_core.data.files import read_json
 from tracin_core.errors import InputError, ViewError
 from tracin_core.records.evaluations import Retraining, arms_of, retrainings, settings_of, start_retraining
 from tracin_core.records.runs import Run
-from tracin_core.records.workspace import Workspace, open_workspace
+from tracin_core.records.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    made = open_workspace(tmp_path_factory.mktemp("studio"))
-    yield made
-    lab.stop_worker(made)
+def place(studio: lab.Studio) -> Workspace:
+    return studio.place
 
 
 @pytest.fixture(scope="module")
-def run(place: Workspace) -> Run:
-    recordings = lab.make_recordings(place.root / "recordings" / "small")
-    made = place.compute(lab.recipe_for(recordings, lab.train_small(recordings, place.root / "trainings" / "small")))
-    assert isinstance(made, Run)
-    return made
+def run(studio: lab.Studio) -> Run:
+    return studio.run
 
 
 RULE = {"threshold": -0.01, "min_occurrences": 1, "max_exclusions": 6, "pair_mode": "ranking_pair"}

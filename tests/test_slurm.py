@@ -43,9 +43,7 @@ def documented_program(folder: Path, port: int) -> Path:
     return program
 
 
-def test_a_run_through_slurm_has_the_bytes_of_this_machine_though_a_job_is_cancelled(tmp_path: Path) -> None:
-    recordings = lab.make_recordings(tmp_path / "recordings")
-    checkpoints = lab.train_small(recordings, tmp_path / "box_1000hz_margin", epochs=3)
+def test_a_run_through_slurm_has_the_bytes_of_this_machine_though_a_job_is_cancelled(shelf: lab.Shelf, tmp_path: Path) -> None:
     here, there = open_workspace(tmp_path / "here"), open_workspace(tmp_path / "there")
     files = dict(zip(("tls_ca", "tls_cert", "tls_key"), certificates(tmp_path / "tracin-cluster"), strict=True))
     port = free_port()
@@ -54,9 +52,11 @@ def test_a_run_through_slurm_has_the_bytes_of_this_machine_though_a_job_is_cance
     with (tmp_path / "workers.log").open("wb") as log:
         workers = subprocess.Popen([sys.executable, program], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
     try:
-        reference = here.compute(lab.recipe_for(recordings, checkpoints))
+        reference = here.compute(shelf.recipe(3))
         assert not slurm_jobs(), "no job runs before there is a block to compute"
-        recipe = lab.recipe_for(recordings, checkpoints, executor="dask", scheduler=f"tls://127.0.0.1:{port}", **files)
+        recipe = lab.recipe_for(
+            shelf.recordings(), shelf.checkpoints(3), executor="dask", scheduler=f"tls://127.0.0.1:{port}", **files
+        )
         job = there.compute(recipe, wait=False)
         assert isinstance(job, Job)
         until(lambda: kernel_bytes(there.root))

@@ -1,33 +1,21 @@
 """How scores are spread within groups and parts: against a loop over the examples; and the pages that show it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import lab
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lab import Studio
 from streamlit.testing.v1 import AppTest
-from test_pages import Studio, said, texts_of, viewer
+from test_pages import said, texts_of, viewer
 
 from pages.shared import spread
 from pages.shared.i18n import LANGUAGES
 from tracin_core import charts
-from tracin_core.records.runs import Run
-from tracin_core.records.workspace import open_workspace
 from tracin_core.scores.spread import group_spread
 from tracin_core.scores.view import View
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    place = open_workspace(tmp_path_factory.mktemp("studio"))
-    recordings = lab.make_recordings(place.root / "recordings" / "small")
-    run = place.compute(lab.recipe_for(recordings, lab.train_small(recordings, place.root / "trainings" / "small")))
-    assert isinstance(run, Run)
-    yield Studio(place, run)
-    lab.stop_worker(place)
 
 
 @pytest.fixture

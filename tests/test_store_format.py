@@ -16,7 +16,7 @@ import pytest
 from test_docs_complete import run_blocks, sections_of, table_of, text_of
 
 from tracin_core.records.maintenance import rebuild_catalogue
-from tracin_core.records.runs import Manifest, Run
+from tracin_core.records.runs import Manifest
 from tracin_core.records.verdicts import Decision
 from tracin_core.records.workspace import FOLDERS, Workspace, open_workspace
 
@@ -27,13 +27,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(home: Path) -> Iterator[Workspace]:
+def place(home: Path, shelf: lab.Shelf) -> Iterator[Workspace]:
     """A workspace with a run of three checkpoints, a list, a verdict and a saved view."""
-    recordings = lab.make_recordings(home / "recordings")
-    checkpoints = lab.train_small(recordings, home / "checkpoints", epochs=2)
-    here = open_workspace(home / "workspace")
-    run = here.compute(lab.recipe_for(recordings, checkpoints))
-    assert isinstance(run, Run)
+    made = shelf.studio(home / "workspace")
+    here, run = made.place, made.run
     chosen = run.view().exclusions(threshold=-0.1, min_occurrences=1, max_exclusions=3)
     here.export_exclusions(run, chosen, {"threshold": -0.1, "pair_mode": "ranking_pair"})
     here.decide(run, (run.train_pairs["id1"][0], run.train_pairs["id2"][0]), "keep", who="Mei", why="sounds right")

@@ -13,10 +13,11 @@ import pytest
 from conftest import ROOT, idle, start_server, stop_server, texts_of, visit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lab import Studio
 from playwright.sync_api import Page, expect
 from streamlit.testing.v1 import AppTest
 from test_influence import CASES, SETTINGS, Case
-from test_pages import Studio, said, studio, viewer
+from test_pages import said, viewer
 
 from pages.shared import dragging
 from pages.shared.i18n import LANGUAGES
@@ -38,7 +39,6 @@ from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.view import View
 
 MODES = st.sampled_from(get_args(PairMode))
-__all__ = ["studio"]  # a fixture
 
 # ---- levels ---------------------------------------------------------------------------------------------------------------------
 

@@ -1,35 +1,38 @@
 """What-ifs of a run: each view equals a fresh run with those settings, and none computes a kernel block."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import lab
 import numpy as np
 import pytest
-from lab import stop_worker
 
 from tracin_core.errors import NotFoundError, UnknownSampleError, ViewError
 from tracin_core.recipe import Recipe
 from tracin_core.records.runs import Run
-from tracin_core.records.workspace import Workspace, open_workspace
+from tracin_core.records.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    recordings = lab.make_recordings(tmp_path_factory.mktemp("recordings"))
-    checkpoints = lab.train_small(recordings, tmp_path_factory.mktemp("checkpoints") / "box_1000hz_margin", epochs=3)
-    return lab.recipe_for(recordings, checkpoints)
+def studio(shelf: lab.Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Studio]:
+    made = shelf.studio(tmp_path_factory.mktemp("workspace"), epochs=3)
+    yield made
+    lab.stop_worker(made.place)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    workspace = open_workspace(tmp_path_factory.mktemp("workspace"))
-    yield workspace
-    stop_worker(workspace)
+def place(studio: lab.Studio) -> Workspace:
+    return studio.place
 
 
 @pytest.fixture(scope="module")
-def run(place: Workspace, recipe: Recipe) -> Run:
-    return place.compute(recipe)
+def run(studio: lab.Studio) -> Run:
+    return studio.run
+
+
+@pytest.fixture(scope="module")
+def recipe(run: Run) -> Recipe:
+    return run.recipe
 
 
 def changed(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:

@@ -41,18 +41,18 @@ KILLS = 10
 
 
 @pytest.fixture(scope="module")
-def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lab.make_recordings(tmp_path_factory.mktemp("recordings"))
+def recordings(shelf: lab.Shelf) -> Path:
+    return shelf.recordings()
 
 
 @pytest.fixture(scope="module")
-def checkpoints(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lab.train_small(recordings, tmp_path_factory.mktemp("checkpoints") / "box_1000hz_margin", epochs=3)
+def checkpoints(shelf: lab.Shelf) -> Path:
+    return shelf.checkpoints(3)
 
 
 @pytest.fixture(scope="module")
-def recipe(recordings: Path, checkpoints: Path) -> Recipe:
-    return lab.recipe_for(recordings, checkpoints)
+def recipe(shelf: lab.Shelf) -> Recipe:
+    return shelf.recipe(3)
 
 
 @pytest.fixture(scope="module")
