@@ -13,6 +13,7 @@ from tracin_core.cli.evaluating import listed
 from tracin_core.errors import InputError
 from tracin_core.records.calibrations import calibrations
 from tracin_core.records.evaluations import retrainings
+from tracin_core.records.faithfulness import faithfulness
 from tracin_core.records.runs import Run
 
 MANUAL = Path(__file__).resolve().parents[1] / "docs" / "command-line.md"
@@ -37,7 +38,7 @@ def run(shell: Shell) -> Run:
     return made
 
 
-@pytest.mark.parametrize("verb", ["calibrate", "retrain"])
+@pytest.mark.parametrize("verb", ["calibrate", "retrain", "lds"])
 def test_help_shows_an_example_and_the_manual_names_every_option(shell: Shell, verb: str) -> None:
     answer = shell.here("evaluate", verb, "--help")
     assert (answer.returncode, answer.stderr) == (0, "")
@@ -94,3 +95,15 @@ def test_a_list_keeps_the_rule_that_made_it(shell: Shell, run: Run) -> None:
     text.write_text(run.splits["validation"]["id"].iloc[0])
     with pytest.raises(InputError, match="no training example"):
         listed(run, text)
+
+
+def test_influences_are_held_against_training_on_subsets(shell: Shell, run: Run) -> None:
+    words = ("evaluate", "lds", "--subsets", "6", "--repeats", "2")
+    answer = shell.here(*words)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    (kept,) = faithfulness(shell.place, run)
+    for row in kept.methods.itertuples():
+        assert re.search(rf"^\s*{row.method}\s+{row.lds:.3f} \({row.low:.3f} to {row.high:.3f}\)", answer.stdout, re.MULTILINE)
+    told = shell.json(*words)
+    assert [one["lds"] for one in told["methods"]] == kept.methods["lds"].tolist()
+    assert len(told["per_test"]) == len(run.view().test_pairs)

@@ -65,7 +65,9 @@ def computed(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Worksp
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Workspace:
+def place(computed: Workspace, tmp_path: Path) -> Workspace:
+    """A workspace into which the lab's checkpoints were taken before, and nothing else."""
+    shutil.copytree(computed.root / "checkpoints", tmp_path / "workspace" / "checkpoints")
     workspace = open_workspace(tmp_path / "workspace")
     yield workspace
     stop_worker(workspace)

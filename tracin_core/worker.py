@@ -44,7 +44,7 @@ from tracin_core.errors import (
     TracInError,
     WorkspaceError,
 )
-from tracin_core.evaluating import calibrate, retrain
+from tracin_core.evaluating import calibrate, faithfulness, retrain
 from tracin_core.reading import MEASURED, Dataset, plugins_of, read_dataset, reader_of, truth_of
 from tracin_core.recipe import (
     MODEL_FORMS,
@@ -870,6 +870,7 @@ HANDLERS: Final[dict[str, tuple[Callable[[Progress], dict[str, Any]], dict[str, 
     "inspection": (inspect, {"checkpoints": 1}),
     "training": (training, {"samples": 1, "previews": 1, "training": 20}),
     "retraining": (partial(with_threads, retrain), {"samples": 1, "previews": 1, "retraining": 60}),
+    "faithfulness": (partial(with_threads, faithfulness), {"samples": 1, "previews": 1, "retraining": 60}),
     "calibration": (partial(with_threads, calibrate), {"samples": 1, "previews": 1, "calibrating": 60}),
     "demo": (demo, {"recordings": 2, "samples": 1, "previews": 1, "training": 20, "checkpoints": 2, "health": 1, "kernels": 4}),
 }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tracin_core.records.calibrations import Calibration
     from tracin_core.records.evaluations import Retraining
+    from tracin_core.records.faithfulness import Faithfulness
     from tracin_core.records.runs import Run
 
 evaluate = typer.Typer(name="evaluate", help="Puts scores to the test on your own data.", rich_markup_mode=None)
@@ -109,6 +110,54 @@ def evaluate_retrain(
     told = {name: value for name, value in vars(found).items() if name != "table"}
     effects, table = found.effects().to_dict("records"), found.table.to_dict("records")
     answer({**told, "simulated": judged.simulated, "verdicts": verdicts, "effects": effects, "table": table})
+
+
+@evaluate.command("lds")
+def evaluate_lds(
+    run: RunOption = None,
+    unit: Annotated[Literal["sample", "pair"], typer.Option(help="What subsets are drawn of.")] = "sample",
+    subsets: Annotated[int, typer.Option(help="How many; half of them choose the damping of curved methods.", min=6)] = 40,
+    repeats: Annotated[int, typer.Option(help="Trainings of each subset, with other weights.", min=1)] = 2,
+    share: Annotated[float, typer.Option(help="Of the training side that a subset holds.")] = 0.5,
+    workspace: WorkspaceOption = Path("workspace"),
+    as_json: JsonOption = False,
+) -> None:
+    """Train on random halves of the data, and say how well each method's influences foretold the losses of each test.
+
+    Example: python -m tracin_core evaluate lds --subsets 40 --repeats 2
+    """
+    from tracin_core.records.faithfulness import faithfulness, start_lds
+
+    place = opened(workspace)
+    chosen = the_run(place, run)
+    say(f"{subsets * repeats} trainings on {share:.0%} of the {unit}s of run {chosen.id}{simulated_mark(chosen.simulated)}")
+    job = watch(place, start_lds(place, chosen, unit=unit, subsets=subsets, repeats=repeats, share=share))
+    found = next(one for one in faithfulness(place, chosen) if one.number == (job.result or {})["evaluation"])
+    say_faithfulness(found)
+    answer(found.to_dict())
+
+
+def say_faithfulness(found: "Faithfulness") -> None:
+    """Each method's score, what limits it, and which tests are foretold worst."""
+    say(f"Linear datamodelling score on {found.reported_on} subsets of {found.unit}s (95 % bootstrap over tests and subsets):")
+    rows = [
+        {
+            "method": row["method"],
+            "lds": f"{row['lds']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
+            "tests": row["tests"],
+            "damping": "-" if row["delta"] is None else f"{row['delta']:g}",
+        }
+        for row in found.methods.astype(object).where(found.methods.notna(), None).to_dict("records")
+    ]
+    for line in in_columns(rows):
+        say(line)
+    for method, why in found.missing.items():
+        say(f"Not judged: {method}. {why}")
+    if found.ceiling is not None:
+        say(f"Losses with one seed foretell those with another to {found.ceiling:.3f}: that noise limits every score.")
+    best = max(rows, key=lambda row: float(row["lds"].split()[0]))["method"]
+    worst = found.per_test.dropna(subset=[best]).nsmallest(NAMED, best)
+    say(f"Foretold worst by {best}: {', '.join(f'{row.test} ({getattr(row, best):.2f})' for row in worst.itertuples())}")
 
 
 def listed(run: "Run", file: Path) -> tuple["pd.DataFrame", dict[str, Any]]:

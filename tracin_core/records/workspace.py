@@ -7,7 +7,9 @@ workspace/
     kernels/           content-addressed blocks
     runs/<id>/         run.json, samples.csv, verdicts.jsonl
     exports/<run>/     exclusion lists with their provenance
+    calibrations/<id>/ what was trained on errors planted on purpose, and what came of it
     evaluations/<id>/  what was retrained without a list, and what came of it
+    faithfulness/<id>/ what was trained on subsets, and what came of it
     findings/          saved views, one file each
     recordings/        simulated recordings of the demo
     trainings/         checkpoints written by this product's own training
@@ -71,8 +73,8 @@ __all__ = [
 ]
 
 FOLDERS = (
-    "checkpoints", "datasets", "evaluations", "exports", "findings", "jobs", "kernels", "plugins", "recordings", "runs", "trainings",
-    "uploads",
+    "calibrations", "checkpoints", "datasets", "evaluations", "exports", "faithfulness", "findings", "jobs", "kernels", "plugins",
+    "recordings", "runs", "trainings", "uploads",
 )  # fmt: skip
 TRAINING_FILES = ("training.json", "analysis.toml")  # beside the checkpoints
 USUAL_LOSSES = {"ranking": "margin", "classification": "cross_entropy", "regression": "squared_error"}  # of this product's training

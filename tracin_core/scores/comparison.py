@@ -303,6 +303,12 @@ class Methods:
         tau = float(training.rate_sums[-1]) / (1 - training.known_momentum())
         return known.training_time_mean(self._kernels, self.decomposed, tau, float(self.view.train.multiplicity.sum()))
 
+    def damped(self, delta: float) -> "Methods":
+        """The same methods with another damping; what was decomposed is not decomposed again."""
+        other = Methods(self.view, self.training, curvature=self._curvature, delta=delta, ridge=self._ridge, seed=self._seed)
+        other.__dict__["decomposed"] = self.decomposed
+        return other
+
     def choose_damping(self, deltas: Sequence[float] = DELTAS) -> DampingChoice:
         """The delta whose influences of samples agree best with linearised retraining without each of them; no retraining is needed.
 
@@ -313,9 +319,7 @@ class Methods:
         live = ~self.view.dead_tests
 
         def scores(delta: float) -> Array:
-            chosen = Methods(self.view, self.training, curvature=self._curvature, delta=delta)
-            chosen.__dict__["decomposed"] = self.decomposed
-            return chosen.mapped("curvature").sample_influence()[:, live]
+            return self.damped(delta).mapped("curvature").sample_influence()[:, live]
 
         return best_by_linearised_retraining(scores, predicted[:, live], deltas=deltas)
 
@@ -449,8 +453,8 @@ class Methods:
             one_copy=one_copy,
         )
 
-    def _test_losses(self, outputs: Array) -> Array:
-        """The test quantity of each test at replayed outputs [m, R]: [M, R]."""
+    def test_losses(self, outputs: Array) -> Array:
+        """The test quantity of each test where the test samples have these outputs, [m, R] (of several each, row by row): [M, R]."""
         test = self.view.test
         if isinstance(test, PairExamples):
             weights = test.weights[self._middle] if test.loss.is_ghm else None
@@ -478,7 +482,7 @@ class Methods:
     @cached_property
     def _sample_rise(self) -> Array:
         change = self._change(replays.leave_out_samples(self._objective(self._middle)))
-        return replays.predicted_rise(change, self._test_losses)
+        return replays.predicted_rise(change, self.test_losses)
 
     def preview(self, removed: npt.NDArray[np.bool_]) -> pd.DataFrame:
         """What a training without these examples is predicted to do to each test: id, loss, loss_without, rise. A preview, no evidence.
@@ -492,8 +496,8 @@ class Methods:
         if removed.shape != (len(self.view.train),):
             raise ViewError(f"One value is needed for each of {len(self.view.train)} training examples, not {removed.shape}.")
         change = self._change(sparse.csr_array(removed[None].astype(float)))
-        before = self._test_losses(change.baseline.test)[:, 0]
-        after = self._test_losses(change.baseline.test + change.test)[:, 0]
+        before = self.test_losses(change.baseline.test)[:, 0]
+        after = self.test_losses(change.baseline.test + change.test)[:, 0]
         return pd.DataFrame({"id": self.view.test_pairs["id"], "loss": before, "loss_without": after, "rise": after - before})
 
     @cached_property
@@ -504,7 +508,7 @@ class Methods:
 
     def _replayed(self, test: str) -> Array:
         row = self.view.test_row(test)
-        rise = replays.predicted_rise(self._example_change, lambda outputs: self._test_losses(outputs)[[row]])
+        rise = replays.predicted_rise(self._example_change, lambda outputs: self.test_losses(outputs)[[row]])
         return rise[:, 0]
 
     def _replayed_own(self) -> Array:

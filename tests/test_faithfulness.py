@@ -1,0 +1,179 @@
+"""Do influences foretell training on subsets? The job's figures against trainings and correlations done by hand."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import lab
+import numpy as np
+import pytest
+import scipy
+from test_calibration import SETTINGS, write_points
+
+from tracin_core.data.files import read_json
+from tracin_core.data.readers import reader_for
+from tracin_core.engine.training import train
+from tracin_core.errors import InputError
+from tracin_core.evaluating.faithfulness import kept_examples
+from tracin_core.records.faithfulness import FOLDER, Faithfulness, faithfulness, start_lds
+from tracin_core.records.runs import Run
+from tracin_core.records.workspace import Workspace, open_workspace
+from tracin_core.scores.evaluation import half_subsets
+
+TASKS: dict[str, tuple[dict[str, Any], int]] = {
+    "kind": ({"kind": "classification"}, 3),
+    "order": ({"kind": "ranking", "loss": "logistic", "margin": 0.0}, 1),
+    "number": ({"kind": "regression"}, 1),
+}
+SUBSETS, REPEATS = 6, 2
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    made = open_workspace(tmp_path_factory.mktemp("studio"))
+    yield made
+    lab.stop_worker(made)
+
+
+@pytest.fixture(scope="module")
+def runs(place: Workspace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    file = write_points(tmp_path_factory.mktemp("points") / "points.npz")
+    found = {}
+    for target, (task, outputs) in TASKS.items():
+        folder = place.root / "trainings" / target
+        recipe = lab.arrays_recipe(file, folder, target, task, outputs)
+        place.queue.wait(place.start_training(recipe, settings=SETTINGS[target], folder=folder).id)
+        made = place.compute(recipe)
+        assert isinstance(made, Run)
+        found[target] = made
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(place: Workspace, runs: dict[str, Run]) -> dict[str, Faithfulness]:
+    """Of each task: finished, by samples."""
+    answers = {}
+    for target, run in runs.items():
+        place.queue.wait(start_lds(place, run, subsets=SUBSETS, repeats=REPEATS).id)
+        (answers[target],) = faithfulness(place, run)
+    return answers
+
+
+def subsets_of(run: Run, answer: Faithfulness) -> tuple[list[str], np.ndarray]:
+    names = run.splits["train"]["id"].tolist()
+    return names, half_subsets(len(names), SUBSETS, seed=int(answer.number, 16))
+
+
+@pytest.mark.parametrize("target", TASKS)
+def test_each_training_leaves_out_what_its_subset_does(
+    place: Workspace, runs: dict[str, Run], found: dict[str, Faithfulness], target: str
+) -> None:
+    """The same training by hand gives the same outputs, for one subset and the second seed."""
+    run, answer = runs[target], found[target]
+    names, kept = subsets_of(run, answer)
+    folder = place.root / FOLDER / answer.number / "003-2"
+    told = read_json(folder / "training.json")
+    assert (told["settings"]["seed"], told["train_samples"]) == (2, round(len(names) / 2))
+    assert len(list((place.root / FOLDER / answer.number).glob("*/training.json"))) == SUBSETS * REPEATS
+    samples = run.samples
+    x = reader_for(run.recipe.data).read(samples)
+    again = folder.with_name("by_hand")
+    left_out = {name for name, stays in zip(names, kept[3], strict=True) if not stays}
+    settings = {**SETTINGS[target], "seed": 2, "save_epochs": (SETTINGS[target]["epochs"],)}
+    train(x, samples, again, model=run.recipe.model, task=run.recipe.task, exclude_samples=left_out, keep="outputs", **settings)
+    np.testing.assert_array_equal(np.load(again / "outputs.npy"), np.load(folder / "outputs.npy"))
+
+
+def losses_by_hand(run: Run, outputs: np.ndarray) -> np.ndarray:
+    """The loss of each test, from outputs of all samples."""
+    of = {name: row for row, name in enumerate(run.samples["id"])}
+    if run.task == "ranking":
+        pairs = run.test_pairs
+        first, second = (outputs.reshape(-1)[[of[name] for name in pairs[end]]] for end in ("id1", "id2"))
+        return np.log1p(np.exp(-pairs["target"].to_numpy() * (first - second)))
+    side = run.splits["validation"]
+    rows = outputs[[of[name] for name in side["id"]]]
+    if run.task == "regression":
+        return (rows.reshape(-1) - side["target"].to_numpy()) ** 2
+    chances = np.exp(rows - rows.max(1, keepdims=True))
+    return -np.log(chances[np.arange(len(rows)), side["label"].to_numpy()] / chances.sum(1))
+
+
+@pytest.mark.parametrize("target", TASKS)
+def test_the_score_is_the_rank_correlation_of_losses_and_sums(
+    place: Workspace, runs: dict[str, Run], found: dict[str, Faithfulness], target: str
+) -> None:
+    run, answer = runs[target], found[target]
+    names, kept = subsets_of(run, answer)
+    folder = place.root / FOLDER / answer.number
+    measured = np.zeros((SUBSETS, len(answer.per_test)))
+    for subset in range(SUBSETS):
+        for repeat in range(REPEATS):
+            outputs = np.load(folder / f"{subset:03d}-{repeat + 1}" / "outputs.npy").astype(float)
+            measured[subset] -= losses_by_hand(run, outputs) / REPEATS
+    influence = run.view().influence()
+    predicted = np.zeros_like(measured)
+    for subset in range(SUBSETS):
+        stays = {name for name, inside in zip(names, kept[subset], strict=True) if inside}
+        for row, example in enumerate(run.view().train_pairs.itertuples()):
+            ends = {example.id1, example.id2} if run.noun == "pair" else {example.id}
+            if ends <= stays:
+                predicted[subset] += influence[row]
+    reported = np.sort(np.random.default_rng(int(answer.number, 16)).permutation(SUBSETS)[SUBSETS // 2 :])
+    assert answer.reported_on == len(reported)
+    for test in range(measured.shape[1]):
+        told = answer.per_test["tracin"].astype(float).iloc[test]
+        if np.ptp(predicted[reported, test]) == 0:
+            assert np.isnan(told)
+            continue
+        expected = scipy.stats.spearmanr(predicted[reported, test], measured[reported, test]).statistic
+        assert told == pytest.approx(expected, abs=1e-9)
+    row = answer.methods.set_index("method").loc["tracin"]
+    assert row["lds"] == pytest.approx(np.nanmean(answer.per_test["tracin"].astype(float)))
+    assert row["low"] <= row["lds"] <= row["high"]
+
+
+@pytest.mark.parametrize("target", TASKS)
+def test_every_method_is_judged_or_says_why_not(found: dict[str, Faithfulness], target: str) -> None:
+    answer = found[target]
+    judged = set(answer.methods["method"])
+    assert {"tracin", "last_checkpoint", "curvature"} <= judged
+    assert judged | set(answer.missing) == {"tracin", "last_checkpoint", "training_time", "curvature", "linearised_retraining"}
+    assert answer.methods.set_index("method").loc["curvature", "delta"] > 0
+    assert answer.ceiling is not None
+    assert -1 <= answer.ceiling <= 1
+
+
+def test_pairs_are_drawn_where_pairs_are_asked_for(place: Workspace, runs: dict[str, Run]) -> None:
+    run = runs["order"]
+    place.queue.wait(start_lds(place, run, unit="pair", subsets=SUBSETS, repeats=1).id)
+    answer = next(one for one in faithfulness(place, run) if one.unit == "pair")
+    folder = place.root / FOLDER / answer.number
+    told = read_json(folder / "000-1" / "training.json")
+    assert told["train_pairs"] == round(len(run.train_pairs) / 2)
+    assert told["train_samples"] == len(run.splits["train"])
+    assert answer.ceiling is None
+    kept = half_subsets(len(run.train_pairs), 3)
+    assert (kept_examples(run.methods(), "pair", run.train_pairs["id"].tolist(), kept) == kept).all()
+
+
+def test_asked_again_nothing_is_trained_again(place: Workspace, runs: dict[str, Run], found: dict[str, Faithfulness]) -> None:
+    folder = place.root / FOLDER / found["kind"].number
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("*/training.json")}
+    (folder / "result.json").unlink()
+    place.queue.wait(start_lds(place, runs["kind"], subsets=SUBSETS, repeats=REPEATS).id)
+    (again,) = faithfulness(place, runs["kind"])
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("*/training.json")} == before
+    assert again.methods.equals(found["kind"].methods)
+
+
+def test_questions_without_an_answer_are_refused(place: Workspace, runs: dict[str, Run]) -> None:
+    jobs = len(place.jobs(200))
+    asked: list[tuple[dict[str, Any], str]] = [
+        ({"subsets": 5}, "at least 6"), ({"repeats": 0}, "at least 6"), ({"share": 1.0}, "between 0 and 1"),
+        ({"unit": "pair"}, "single samples"),
+    ]  # fmt: skip
+    for settings, told in asked:
+        with pytest.raises(InputError, match=re.escape(told)):
+            start_lds(place, runs["kind"], **settings)
+    assert len(place.jobs(200)) == jobs

@@ -1,0 +1,211 @@
+"""Trainings on subsets of the training side, and how well each method's influences foretold their losses."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from tracin_core.data.files import write_json
+from tracin_core.errors import ViewError
+from tracin_core.evaluating.calibrating import require_same
+from tracin_core.reading import plugins_of, read_dataset
+from tracin_core.records.faithfulness import FOLDER, Unit
+from tracin_core.records.progress import Progress
+from tracin_core.records.runs import Run
+from tracin_core.scores.comparison import Methods
+from tracin_core.scores.damping import best_by_lds
+from tracin_core.scores.evaluation import Lds, half_subsets, lds
+
+Array = npt.NDArray[np.float64]
+Chosen = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int64]
+MAPS: Final = ("tracin", "last_checkpoint", "training_time")  # without a damping to choose
+
+
+def faithfulness(progress: Progress) -> dict[str, Any]:
+    """Every subset is trained on; what came of it is in `faithfulness/<evaluation>/result.json`.
+
+    A training that was done before the job was interrupted is found on disk.
+
+    Raises:
+        InputError: the data are not what the run was computed on.
+    """
+    request = progress.job.request
+    run = progress.workspace.run(request["run"])
+    folder = progress.workspace.root / FOLDER / request["evaluation"]
+    samples, inputs, _ = read_dataset(progress, run.recipe)
+    require_same(run, samples)
+    methods = run.methods()
+    names = unit_names(methods, request["unit"])
+    seed = int(request["evaluation"], 16)
+    kept = half_subsets(len(names), request["subsets"], share=request["share"], seed=seed)
+    measured = outcomes(progress, run, samples, inputs, folder, names, kept, methods)
+    examples = kept_examples(methods, request["unit"], names, kept)
+    told = judged(methods, examples, measured, seed)
+    plain = ("digest", "unit", "share", "subsets", "repeats", "simulated", "assumed")
+    result = {name: request[name] for name in plain} | {"run_id": run.id, "created": time.time(), "who": progress.job.who, **told}
+    write_json(folder / "result.json", result)
+    return {"evaluation": request["evaluation"], "run_id": run.id}
+
+
+# ---- trainings ------------------------------------------------------------------------------------------------------------------
+
+
+def unit_names(methods: Methods, unit: Unit) -> list[str]:
+    """What subsets are drawn of: samples of the training side, or its pairs."""
+    table = methods.view.train_pairs if unit == "pair" else methods.view.train_samples
+    return [str(name) for name in table["id"]]
+
+
+def outcomes(
+    progress: Progress,
+    run: Run,
+    samples: pd.DataFrame,
+    inputs: Any,
+    folder: Path,
+    names: list[str],
+    kept: Chosen,
+    methods: Methods,
+) -> Array:
+    """Minus the loss of each test after each training: [repeats, subsets, tests]."""
+    request = progress.job.request
+    rows = np.array([samples.index[samples["id"] == name][0] for name in methods.view.test_samples["id"]])
+    total = request["repeats"] * len(kept)
+    progress.step("retraining", total)
+    found = np.empty((request["repeats"], len(kept), len(methods.view.test_pairs)))
+    for done, (repeat, subset) in enumerate(np.ndindex(request["repeats"], len(kept))):
+        place = folder / f"{subset:03d}-{repeat + 1}"
+        left_out = [name for name, stays in zip(names, kept[subset], strict=True) if not stays]
+        if not (place / "training.json").exists():
+            train_without(progress, run, samples, inputs, place, left_out, seed=repeat + 1)
+        outputs = np.load(place / "outputs.npy", allow_pickle=False)[rows].astype(np.float64)
+        found[repeat, subset] = -methods.test_losses(outputs.reshape(-1, 1))[:, 0]
+        progress.advance(done + 1, total)
+    return found
+
+
+def train_without(
+    progress: Progress, run: Run, samples: pd.DataFrame, inputs: Any, folder: Path, left_out: list[str], *, seed: int
+) -> None:
+    """One training of the run's model without these samples or pairs; its outputs for all samples are in the folder."""
+    from tracin_core.engine.training import train
+
+    request = progress.job.request
+    settings = {**request["settings"], "seed": seed}
+    pairs = run.train_pairs.set_index("id") if request["unit"] == "pair" else None
+    ends = set() if pairs is None else {frozenset(pairs.loc[name, ["id1", "id2"]]) for name in left_out}
+    train(
+        inputs,
+        samples,
+        folder,
+        model=run.recipe.model,
+        task=run.recipe.task,
+        plugins=plugins_of(progress.workspace),
+        exclude_samples=set(left_out) if pairs is None else set(),
+        exclude_pairs=ends,
+        keep="outputs",
+        **{**settings, "save_epochs": (settings["epochs"],)},
+    )
+
+
+# ---- predictions ----------------------------------------------------------------------------------------------------------------
+
+
+def kept_examples(methods: Methods, unit: Unit, names: list[str], kept: Chosen) -> Chosen:
+    """Which training examples each subset holds: [subsets, examples]; of a ranking, pairs whose ends are both in it."""
+    examples = methods.view.train_pairs
+    if unit == "pair" or "id1" not in examples:
+        return kept
+    place = {name: column for column, name in enumerate(names)}
+    first, second = (examples[end].map(place).to_numpy() for end in ("id1", "id2"))
+    return kept[:, first] & kept[:, second]
+
+
+def judged(methods: Methods, examples: Chosen, measured: Array, seed: int) -> dict[str, Any]:
+    """Every method's LDS on the half of the subsets that chose no damping, with what could not be asked."""
+    outcome, subsets = measured.mean(axis=0), len(examples)
+    order = np.random.default_rng(seed).permutation(subsets)  # whose first half `best_by_lds` chooses on
+    reported = np.sort(order[subsets // 2 :])
+    found: dict[str, tuple[Lds, float | None]] = {}
+    missing: dict[str, str] = {}
+    for name, ask in questions(methods, examples, outcome, seed):
+        try:
+            predicted, delta = ask()
+            found[name] = (lds(predicted[reported], outcome[reported], seed=seed), delta)
+        except ViewError as refusal:
+            missing[name] = str(refusal)
+    rows = [
+        {
+            "method": name,
+            "lds": one.mean,
+            "low": one.low,
+            "high": one.high,
+            "tests": int(np.isfinite(one.per_test).sum()),
+            "delta": delta,
+        }
+        for name, (one, delta) in found.items()
+    ]
+    per_test = pd.DataFrame({"test": methods.view.test_pairs["id"], **{name: one.per_test for name, (one, _) in found.items()}})
+    return {
+        "reported_on": len(reported),
+        "methods": rows,
+        "per_test": per_test.astype(object).where(per_test.notna(), None).to_dict("records"),
+        "ceiling": ceiling(measured[:, reported]),
+        "missing": missing,
+    }
+
+
+def ceiling(measured: Array) -> float | None:
+    """How well one repetition's losses foretell another's, in the mean over pairs of repetitions; None with one, or where none varies."""
+    repeats = len(measured)
+    found = []
+    for one in range(repeats):
+        for other in range(one + 1, repeats):
+            try:
+                found.append(lds(measured[one], measured[other], resamples=0).mean)
+            except ViewError:
+                continue
+    return float(np.mean(found)) if found else None
+
+
+def questions(
+    methods: Methods, examples: Chosen, outcome: Array, seed: int
+) -> Iterator[tuple[str, Callable[[], tuple[Array, float | None]]]]:
+    """Each method's prediction for every subset, [subsets, tests], with the damping that it took."""
+    for name in MAPS:
+        yield name, partial(undamped, methods, name, examples)
+    yield "curvature", partial(damped, methods, examples, outcome, seed)
+    yield "linearised_retraining", partial(replayed, methods, examples)
+
+
+def summed(methods: Methods, name: str, examples: Chosen) -> Array:
+    """The sum of the influences of what each subset holds; drawn copies count."""
+    view = methods.mapped(name)
+    return np.asarray((examples * view.train.multiplicity) @ view.influence(), dtype=np.float64)
+
+
+def undamped(methods: Methods, name: str, examples: Chosen) -> tuple[Array, None]:
+    return summed(methods, name, examples), None
+
+
+def damped(methods: Methods, examples: Chosen, outcome: Array, seed: int) -> tuple[Array, float]:
+    """The curvature's prediction at the damping that is best on the half of the subsets that nothing is reported on."""
+    known: dict[float, Array] = {}
+
+    def predicted(delta: float) -> Array:
+        if delta not in known:
+            known[delta] = summed(methods.damped(delta), "curvature", examples)
+        return known[delta]
+
+    choice = best_by_lds(lambda delta, rows: lds(predicted(delta)[rows], outcome[rows], resamples=0).mean, len(examples), seed=seed)
+    return predicted(choice.delta), choice.delta
+
+
+def replayed(methods: Methods, examples: Chosen) -> tuple[Array, None]:
+    """Minus each test's loss after the linearised training without what the subset leaves out."""
+    return np.stack([-methods.preview(~row)["loss_without"].to_numpy() for row in examples]), None

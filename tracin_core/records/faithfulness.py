@@ -1,0 +1,113 @@
+"""Whether a run's influences foretell what training on other subsets of its data does: what was asked, and what came of it.
+
+The linear datamodelling score (LDS; Park, Georgiev, Ilyas, Leclerc, Madry 2023, arXiv 2303.14186): half of the training side is drawn again
+and again, the model is trained on each half, and per test the Spearman correlation over the halves is taken between minus the loss that was
+measured and the sum of the influences of what the half holds.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+import pandas as pd
+
+from tracin_core.data.files import read_json
+from tracin_core.errors import InputError
+from tracin_core.records.evaluations import settings_of
+from tracin_core.records.jobs import Job
+from tracin_core.records.runs import Run
+from tracin_core.records.store import digest_of
+
+if TYPE_CHECKING:
+    from tracin_core.records.workspace import Workspace
+
+Unit = Literal["sample", "pair"]
+UNITS: Final[tuple[Unit, ...]] = get_args(Unit)
+FOLDER: Final = "faithfulness"
+SUBSETS: Final = 40
+REPEATS: Final = 2
+FEWEST: Final = 6  # half of them choose the damping, and three can be ranked
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """A finished evaluation.
+
+    Attributes:
+        unit: what subsets are drawn of; of a ranking's samples, pairs stay whose ends are both in.
+        methods: one row per method: method, lds (mean over tests), low, high (95 % bootstrap over tests and subsets), tests (how many
+            have a score), delta (the damping that the other half of the subsets chose; None where there is none).
+        per_test: test id, then one column per method; NaN where a prediction or the outcome is the same for every subset.
+        ceiling: the LDS of one repetition's losses as the prediction of another's, per mean of what is left of seed noise; None with one
+            repetition.
+        missing: method -> why it could not be asked.
+        reported_on: how many subsets all figures are of; the rest chose the damping.
+    """
+
+    number: str
+    run_id: str
+    digest: str
+    unit: Unit
+    share: float
+    subsets: int
+    repeats: int
+    reported_on: int
+    simulated: bool
+    assumed: tuple[str, ...]
+    created: float
+    who: str
+    methods: pd.DataFrame
+    per_test: pd.DataFrame
+    ceiling: float | None
+    missing: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in plain values."""
+        return {name: value.to_dict("records") if isinstance(value, pd.DataFrame) else value for name, value in vars(self).items()}
+
+
+def start_lds(
+    place: "Workspace", run: Run, *, unit: Unit = "sample", subsets: int = SUBSETS, repeats: int = REPEATS, share: float = 0.5
+) -> Job:
+    """The run's model is being trained on subsets of its training side; what is trained already is not trained again.
+
+    Raises:
+        InputError: too few subsets or repetitions, a share that is none, pairs of what has none, or a run without a model.
+    """
+    if subsets < FEWEST or repeats < 1:
+        raise InputError(f"{subsets} subsets, {repeats} times each, rank nothing; ask for at least {FEWEST} subsets, once.")
+    if not 0 < share < 1:
+        raise InputError(f"A share of {share:g} leaves nothing in or nothing out; give one between 0 and 1.")
+    if unit == "pair" and run.noun != "pair":
+        raise InputError(f"Run '{run.name}' is of single samples; draw subsets of samples.")
+    if run.kind == "scores":
+        raise InputError(
+            f"Run '{run.name}' was imported from score files, so there is no model to train; compute it from its checkpoints."
+        )
+    place.data_files(run.recipe)
+    settings, assumed = settings_of(run)
+    asked = {
+        "run": run.id,
+        "digest": run.digest,
+        "recipe": run.recipe.to_dict(),
+        "settings": settings,
+        "unit": unit,
+        "share": share,
+        "subsets": subsets,
+        "repeats": repeats,
+    }
+    request = {**asked, "evaluation": digest_of(asked)[:12], "assumed": assumed, "simulated": run.simulated}
+    return place.queue.submit("faithfulness", request, title=f"{run.name}: {subsets} subsets", run_id=run.id, who=place.who)
+
+
+def faithfulness(place: "Workspace", run: Run) -> list[Faithfulness]:
+    """The finished evaluations of the run, newest first; a file that cannot be read is not among them."""
+    found = []
+    for file in (place.root / FOLDER).glob("*/result.json"):
+        try:
+            told = read_json(file)
+            tables = {name: pd.DataFrame(told[name]) for name in ("methods", "per_test")}
+            found.append(Faithfulness(number=file.parent.name, **{**told, **tables, "assumed": tuple(told["assumed"])}))
+        except (OSError, json.JSONDecodeError, KeyError, TypeError):
+            continue
+    return sorted((one for one in found if one.run_id == run.id), key=lambda one: -one.created)
