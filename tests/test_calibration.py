@@ -365,7 +365,7 @@ def finished(figures: dict[str, list[tuple[float, float]]], **changes: Any) -> C
     )
     told = {"run_id": "r", "digest": "d", "subject": "s", "noise": "labels", "share": 0.1, "unit": "sample", "simulated": False}
     told |= {"settings": {}, "assumed": (), "created": 1.0, "who": "", "missing": {}, "planted": {}, **changes}
-    return Calibration(number="c", table=pd.DataFrame(rows), trainings=trainings, **told)
+    return Calibration(number=told.pop("number", "c"), table=pd.DataFrame(rows), trainings=trainings, **told)
 
 
 CHANCE = [(0.5, 0.10), (0.5, 0.11), (0.5, 0.12)]

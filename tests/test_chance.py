@@ -10,19 +10,20 @@ from hypothesis import strategies as st
 from tracin_core.scores.chance import label_chance, number_chance, order_chance
 
 
-@pytest.mark.parametrize("samples", [2, 3, 4, 5, 6])
-def test_the_error_of_pairs_is_that_of_every_order_of_the_samples(samples: int) -> None:
-    """Counted out: the accuracy of all n! orders of n samples has mean .5 and exactly this standard deviation."""
-    pairs = list(combinations(range(samples), 2))
-    accuracies = [np.mean([order[one] < order[two] for one, two in pairs]) for order in permutations(range(samples))]
-    found = order_chance([1.0] * len(pairs), samples)
+@pytest.mark.parametrize("labels", ["01", "012", "0123", "012345", "001", "0011", "00112", "000112", "0000112", "0001122"])
+def test_the_error_of_pairs_is_that_of_every_order_of_the_samples(labels: str) -> None:
+    """Counted out: over all n! orders of the samples the accuracy has mean .5 and this standard deviation, however labels are shared."""
+    pairs = [(one, two) for one, two in combinations(range(len(labels)), 2) if labels[one] != labels[two]]
+    orders = np.array(list(permutations(range(len(labels)))))
+    accuracies = np.mean([orders[:, one] < orders[:, two] for one, two in pairs], axis=0)
+    found = order_chance([1.0] * len(pairs), list(labels))
     assert np.mean(accuracies) == pytest.approx(found.guess)
     assert np.std(accuracies) == pytest.approx(found.error)
 
 
 @given(right=st.integers(0, 40), tied=st.integers(0, 20), wrong=st.integers(1, 40))
 def test_a_tied_pair_is_half_right(right: int, tied: int, wrong: int) -> None:
-    found = order_chance([2.0] * right + [0.0] * tied + [-1.0] * wrong, 12)
+    found = order_chance([2.0] * right + [0.0] * tied + [-1.0] * wrong, range(12))
     assert found.reached == pytest.approx((right + tied / 2) / (right + tied + wrong))
     assert found.passed == (found.reached > 0.5 + 2 * found.error)
 

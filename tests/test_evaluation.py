@@ -152,3 +152,19 @@ NONE = np.zeros(3, dtype=bool)
 def test_what_cannot_be_judged_is_refused(scores: list[float], planted: npt.ArrayLike, told: str) -> None:
     with pytest.raises(ViewError, match=told):
         detection(scores, planted)
+
+
+def test_equal_arms_differ_in_nothing_though_their_means_do_in_a_bit() -> None:
+    """The mean of three equal draws may differ from the draw itself in its last bit, and no verdict rests on that."""
+    for right in range(1, 31):
+        control = np.array([[right / 30] * 3] * 4).mean(axis=1)
+        found = paired_effect([right / 30] * 4, control)
+        assert (found.wins, found.losses, found.p) == (0, 0, 1.0)
+        assert not found.difference.is_above
+        assert not found.difference.is_below
+
+
+def test_an_interval_without_width_decides_nothing() -> None:
+    found = paired_effect([0.9, 0.9], [0.8, 0.8]).difference
+    assert found.mean == pytest.approx(0.1)
+    assert not found.is_above

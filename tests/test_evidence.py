@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from lab import Studio
 from test_calibration import CHANCE, GOOD, keep
@@ -17,7 +19,7 @@ from tracin_core import cli
 from tracin_core.data.files import read_json, write_json
 from tracin_core.errors import ExclusionError
 from tracin_core.records.calibrations import subject_of
-from tracin_core.records.evidence import Evidence, evidence
+from tracin_core.records.evidence import Evidence, _of_retraining, evidence
 
 RULE = {"threshold": -0.01, "min_occurrences": 1, "max_exclusions": 6, "pair_mode": "ranking_pair"}
 ARMS = {"none": [0.8] * 3, "reverse": [0.7] * 3, "random_1": [0.8, 0.81, 0.8], "random_2": [0.8, 0.81, 0.79]}
@@ -30,10 +32,10 @@ def measured(studio: Studio) -> Iterator[Callable[..., None]]:
     """`measured("harms")`: a finished retraining of such a list, as the worker leaves it, for the time of the test."""
     files: list[Path] = []
 
-    def measured_(verdict: str, **rule: object) -> None:
+    def measured_(verdict: str, digest: str = studio.run.digest) -> None:
         found = retrained({**ARMS, "list": LISTED[verdict]}, "accuracy")
         told = {**{name: value for name, value in vars(found).items() if name != "run_id"}, "run": studio.run.id}
-        told |= {"rule": {**RULE, **rule}, "table": found.table.to_dict("records"), "digest": studio.run.digest}
+        told |= {"rule": RULE, "table": found.table.to_dict("records"), "digest": digest}
         files.append(studio.place.root / "evaluations" / f"e{len(files)}" / "result.json")
         write_json(files[-1], told)
 
@@ -53,6 +55,40 @@ def test_a_retraining_speaks_of_lists_of_its_kind(studio: Studio, measured: Call
     assert (found.kind, found.verdict, found.score) == ("retraining", verdict, "worst_influence")
     assert evidence(studio.place, studio.run, {**RULE, "pair_mode": "sample"}) == []
     assert evidence(studio.place, studio.run, {"rule": "suspect", "score": "mean_loss", "pair_mode": "ranking_pair"}) == []
+    assert (found.found.low > 0, found.found.high < 0) == (verdict == "helps", verdict == "harms")
+
+
+def test_the_interval_told_is_the_one_that_the_verdict_rests_on(studio: Studio) -> None:
+    """Equal epochs help, equal steps prove nothing: unproven, with the interval of equal steps."""
+    both = retrained({**ARMS, "list": LISTED["helps"]}, "accuracy")
+    steps = retrained({**ARMS, "list": LISTED["unproven"]}, "accuracy").table.assign(lasting="steps")
+    both = replace(both, table=pd.concat([both.table, steps[steps["arm"] != "none"]]))
+    found = _of_retraining(both)
+    assert (found.verdict, found.about) == ("unproven", "steps")
+    assert found.found == both.effect("list", "random", "steps").difference
+    assert found.found.low < 0 < found.found.high
+
+
+def test_a_retraining_of_other_scores_says_nothing(studio: Studio, measured: Callable[..., None]) -> None:
+    measured("harms", digest="another")
+    assert evidence(studio.place, studio.run, RULE) == []
+
+
+def test_pairs_are_judged_by_pairs_turned_round_where_that_was_planted(studio: Studio) -> None:
+    subject = subject_of(studio.run)
+    told = [
+        calibrated({"worst_influence": WRONG_WAY, "random": CHANCE}, subject=subject, created=9e9),
+        calibrated(
+            {"worst_influence": GOOD, "random": CHANCE}, subject=subject, created=1.0, unit="pair", noise="pair_flips", number="p"
+        ),
+    ]
+    files = [keep(studio.place, one) for one in told]
+    try:
+        assert [one.verdict for one in evidence(studio.place, studio.run, RULE)] == ["helps"]
+        assert [one.verdict for one in evidence(studio.place, studio.run, {**RULE, "pair_mode": "sample"})] == ["harms"]
+    finally:
+        for file in files:
+            file.unlink()
 
 
 @pytest.mark.parametrize(("figures", "verdict"), [(GOOD, "helps"), (CHANCE, "unproven"), (WRONG_WAY, "harms")])

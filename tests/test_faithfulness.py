@@ -154,7 +154,7 @@ def test_pairs_are_drawn_where_pairs_are_asked_for(place: Workspace, runs: dict[
     assert told["train_samples"] == len(run.splits["train"])
     assert answer.ceiling is None
     kept = half_subsets(len(run.train_pairs), 3)
-    assert (kept_examples(run.methods(), "pair", run.train_pairs["id"].tolist(), kept) == kept).all()
+    assert (kept_examples(run.methods(), "pair", run.train_pairs["id"].tolist(), kept, set()) == kept).all()
 
 
 def test_asked_again_nothing_is_trained_again(place: Workspace, runs: dict[str, Run], found: dict[str, Faithfulness]) -> None:

@@ -16,6 +16,7 @@ from tracin_core import RecordTraining, open_workspace
 from tracin_core.engine.models import build_model
 from tracin_core.errors import InputError, NonFiniteError
 from tracin_core.recipe import Recipe
+from tracin_core.records.evaluations import settings_of
 from tracin_core.records.runs import Run
 
 SETTINGS: dict[str, Any] = {"loss": "cross_entropy", "batch_size": 10, "examples": 30, "seed": 3}
@@ -37,7 +38,7 @@ def loop(folder: Path, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor,
                 rates.append(optimizer.param_groups[0]["lr"])
                 optimizer.step()
                 scheduler.step()
-            record.epoch(train_loss=loss.detach(), validation_accuracy=0.5)
+            record.epoch(train_loss=loss, validation_accuracy=0.5)
     return rates
 
 
@@ -63,7 +64,8 @@ def test_each_checkpoint_holds_what_was_in_force(points: tuple[Path, torch.Tenso
     for epoch in range(4):
         assert held[epoch]["rate_sum"] == pytest.approx(sum(rates[: 3 * epoch]), rel=1e-12)
         in_force = rates[max(0, 3 * epoch - 1)]
-        assert held[epoch]["args"]["learning_rate"] == held[epoch]["optimizer_state_dict"]["param_groups"][0]["lr"] == in_force
+        assert held[epoch]["optimizer_state_dict"]["param_groups"][0]["lr"] == in_force
+        assert held[epoch]["args"]["learning_rate"] == 0.1  # what the training was set to
     told = json.loads((tmp_path / "trained" / "training.json").read_text(encoding="utf-8"))
     assert (told["steps"], told["settings"], len(told["history"])) == (9, {"loss_type": SETTINGS["loss"], **REST}, 4)
 
@@ -83,10 +85,18 @@ def test_such_a_training_is_analysed_like_one_of_ours(
         assert run.checkpoints["validation_accuracy"].tolist()[1:] == [0.5] * 3
         assert len(run.view(weights="step_sum").self_influence()) == len(run.splits["train"])
         assert "sgd_formula" not in set(run.health()["check"])
+        settings, assumed = settings_of(run)
+        assert {name: settings[name] for name in ("learning_rate", "momentum", "batch_size")} == {
+            "learning_rate": 0.1, "momentum": 0.5, "batch_size": 10,
+        }  # fmt: skip
+        assert assumed == ["schedule"]
         other = recipe_of(file, tmp_path / "by_adam")
         loop(other.checkpoints.folder, build_model(other.model), x, y, "Adam")
         adam = place.compute(other)
         assert isinstance(adam, Run)
+        settings, assumed = settings_of(adam)
+        assert "learning_rate" not in settings  # a rate of Adam is none of SGD
+        assert assumed == ["learning_rate", "schedule", "momentum", "optimizer (Adam)", "weight decay (0.01)"]
         assert adam.health().set_index("check").loc["sgd_formula", "detail"].startswith("The checkpoints are of a training by Adam")
         badges = {one.id: texts_of(viewer(place.root, monkeypatch)("overview", run=one.id)) for one in (run, adam)}
         assert ["SGD formula on Adam" in badges[one.id] for one in (run, adam)] == [False, True]

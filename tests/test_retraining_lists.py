@@ -10,7 +10,7 @@ from test_pages import viewer
 from pages.shared.i18n import LANGUAGES, texts
 from tracin_core.data.files import read_json
 from tracin_core.errors import InputError, ViewError
-from tracin_core.records.evaluations import Retraining, arms_of, retrainings, settings_of, start_retraining
+from tracin_core.records.evaluations import Retraining, arms_of, left_out_before, retrainings, settings_of, start_retraining
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace
 
@@ -107,6 +107,29 @@ def test_settings_are_those_of_the_training_and_what_is_assumed_is_named(run: Ru
     assert assumed == []
 
 
+def test_what_the_runs_own_training_left_out_is_left_out_again(run: Run, place: Workspace) -> None:
+    """No arm trains on it, and none is drawn from it."""
+    listed = run.train_pairs["id"].tolist()[:5]
+    file = place.root / "exports" / "before.txt"
+    file.write_text("\n".join(listed))
+    folder = place.root / "trainings" / "left_out"
+    job = place.start_training(run.recipe, settings={"epochs": 2, "save_epochs": (1, 2)}, folder=folder, exclusions_file=file)
+    place.queue.wait(job.id)
+    own = place.compute(lab.recipe_for(run.recipe.data.place, folder))
+    assert isinstance(own, Run)
+    assert left_out_before(own) == set(listed)
+    chosen = own.view().exclusions(**RULE)
+    chosen = chosen[~chosen["id"].isin(listed)]
+    for arm in arms_of(own, chosen, draws=3, seed=0)[2:]:
+        assert not set(arm.lines) & set(listed)
+    place.queue.wait(start_retraining(place, own, chosen, rule=RULE, seeds=2, draws=1, lasting=("epochs",)).id)
+    (found,) = retrainings(place, own)
+    count = len(own.train_pairs)
+    trained = found.table.set_index("arm")["examples"]
+    assert set(trained["none"]) == {count - 5}
+    assert set(trained["list"]) == {count - 5 - len(chosen)}
+
+
 def finished(scores: dict[str, list[float]], measure: str = "accuracy") -> Retraining:
     rows = [
         {"lasting": "epochs", "arm": arm, "seed": seed, "score": score, "loss": 0.0, "examples": 9, "epochs": 5}
@@ -150,9 +173,9 @@ def test_the_page_starts_it_and_says_what_came_of_it(
     chosen = run.view().exclusions(**RULE)
     known = texts(language)
     if place.exported_exclusions(run).empty:
-        assert known["verify.no_list"] in [info.value for info in look("verify", lang=language).info]
+        assert known["verify.no_list"] in [info.value for info in look("verify", lang=language, run=run.id).info]
         place.export_exclusions(run, chosen, RULE, who="Mei", why="worst")
-    test = look("verify", lang=language, seeds=2, draws=2)
+    test = look("verify", lang=language, run=run.id, seeds=2, draws=2)
     assert not (test.exception)
     assert not (test.error)
     assert known["verify.count"].format(n=2 * (1 + 2 * 4)) in texts_of(test)
@@ -161,7 +184,7 @@ def test_the_page_starts_it_and_says_what_came_of_it(
     (job, *_) = (job for job in place.jobs() if job.kind == "retraining")
     place.queue.wait(job.id)
     (found,) = retrainings(place, run)  # the page asks what was asked before: the same evaluation
-    test = look("verify", lang=language)
+    test = look("verify", lang=language, run=run.id)
     assert not (test.exception)
     assert not (test.error)
     shown = [*test.success, *test.error, *test.warning]

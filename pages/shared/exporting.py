@@ -13,7 +13,7 @@ from pages.shared.exclusion import Line
 from pages.shared.i18n import t
 from pages.shared.session import plain
 from tracin_core.data.files import read_json
-from tracin_core.records.evidence import Evidence, evidence
+from tracin_core.records.evidence import Evidence, evidence, in_words
 from tracin_core.records.runs import Run
 from tracin_core.records.verdicts import Overruled
 from tracin_core.scores.view import View
@@ -57,9 +57,9 @@ def measured(found: list[Evidence]) -> bool:
     """What was measured of such lists is on the screen; whether one of the measurements shows harm."""
     shown = {"helps": st.success, "unproven": st.info, "harms": st.error}
     for one in found:
-        of_auroc = one.kind == "calibration"
-        ends = {name: f"{value:.2f}" if of_auroc else f"{value:+.3g}" for name, value in vars(one.found).items() if name in ENDS}
-        told = t(f"evidence.{one.kind}.{one.verdict}", score=widgets.score_label(one.score), number=one.number, **ends)
+        ends = {name: in_words(getattr(one.found, name), one.measure) for name in ENDS}
+        about = {"score": widgets.score_label(one.score), "number": one.number, "what": t(f"evidence.{one.about}")}
+        told = t(f"evidence.{one.kind}.{one.verdict}", **about, **ends)
         shown[one.verdict](told, icon=ICONS[one.verdict])
     if not found:
         st.markdown(f":small[{t('evidence.none')}]")

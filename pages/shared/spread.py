@@ -1,5 +1,6 @@
 """Pieces of the distribution page: how a score is spread, within groups, against the mean influence, and on a map of gradients."""
 
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -40,9 +41,13 @@ def spread(run: Run, view: View, score: str, scale: charts.Scale, part: Part) ->
     with st.container(horizontal=True, gap="large"):
         form = widgets.choose_code("form", ("bars", "cumulative"), key="form")
         other = choose_other(run, view)
+    if other is not None and not part.all() and not other[1].train_pairs["id"].equals(view.train_pairs["id"]):
+        widgets.nothing_matches(t("over.part"))  # which part of other examples would be meant?
+        other = None
     axis, over = None, None
     if other is not None:
         name, theirs = other[0], widgets.score_values(other[1], score)
+        theirs = theirs if part.all() else theirs[part]
         axis = charts.common_axis(values, theirs, scale=scale)
         over = (name, charts.histogram(theirs, axis=axis))
     bins = charts.histogram(values, scale, axis=axis)
@@ -121,7 +126,7 @@ def quadrants(run: Run, view: View, score: str, scale: charts.Scale, part: Part)
     figure = charts.points_figure(points.reset_index(drop=True), x=t("quadrants.x"), y=t("score.self_influence"))
     for axis, update in zip(axes, (figure.update_xaxes, figure.update_yaxes), strict=True):
         update(tickvals=[place for place, _ in axis.ticks()], ticktext=[text for _, text in axis.ticks()], range=[-0.03, 1.03])
-    counts = found.counts.set_index("quadrant")
+    counts = replace(found, labels=found.labels[part], directions=found.directions[part]).counts.set_index("quadrant")
     told = " · ".join(f"{t(f'quadrant.{name}')} {int(counts.loc[name].sum()):,}" for name in counts.index)
     widgets.chart(figure, key="distribution.quadrants", alt=told)
     table = counts.reset_index().assign(quadrant=[t(f"quadrant.{name}") for name in counts.index])

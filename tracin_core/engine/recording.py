@@ -24,8 +24,9 @@ MANIFEST = "training.json"
 class RecordTraining:
     """A training that writes `model_epoch_<N>.pt`, epoch 0 included, and `training.json` when it ends.
 
-    Each checkpoint holds the weights, the optimiser's state, the learning rate in force, the sum of the rates of all steps so far
-    (the weight of the integral form of TracIn; read off every `optimizer.step()`), and the settings given here. Files are written whole
+    Each checkpoint holds the weights, the optimiser's state with the learning rate in force, the sum of the rates of all steps so far (the
+    weight of the integral form of TracIn; read off every `optimizer.step()`), and as `args` the settings given here and the rate that the
+    training was set to, before any schedule. Files are written whole
     and load with `weights_only=True`. A training that fails leaves its checkpoints, and no `training.json`.
 
     Args:
@@ -62,6 +63,8 @@ class RecordTraining:
         self._model, self._optimizer, self._settings = model, optimizer, {**named, **settings}
         self._epoch, self._steps = 0, 0
         self._rates = self._rates_now()  # of the newest step, by group
+        at_first = {float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups}  # what a scheduler scales
+        self._rate_at_first = at_first.pop() if len(at_first) == 1 else None
         self._rate_sum: float | None = 0.0
         self._history: list[dict[str, float | None]] = []
         self._hook: Any = None
@@ -77,7 +80,7 @@ class RecordTraining:
             manifest = {"settings": self._settings, "history": self._history, "steps": self._steps, "recorded_by": "RecordTraining"}
             write_json(self.folder / MANIFEST, manifest)
 
-    def epoch(self, **measured: float) -> None:
+    def epoch(self, **measured: float | torch.Tensor) -> None:
         """One more epoch is over: its checkpoint is on disk.
 
         Args:
@@ -86,7 +89,7 @@ class RecordTraining:
         Raises:
             NonFiniteError: one of them is not a number any more; the checkpoint is not written.
         """
-        told = {name: float(value) for name, value in measured.items()}
+        told = {name: float(value.detach() if isinstance(value, torch.Tensor) else value) for name, value in measured.items()}
         for name, value in told.items():
             if not torch.isfinite(torch.tensor(value)):
                 raise NonFiniteError(f"{name} is {value} after epoch {self._epoch + 1}; choose a smaller learning rate.")
@@ -120,7 +123,7 @@ class RecordTraining:
             "train_accuracy": measured.get("train_accuracy"),
             "val_accuracy": measured.get("validation_accuracy"),
             "rate_sum": self._rate_sum,
-            "args": {"learning_rate": self._rate(), **self._settings},
+            "args": {"learning_rate": self._rate_at_first, **self._settings},
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)

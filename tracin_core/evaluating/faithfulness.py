@@ -15,6 +15,7 @@ from tracin_core.errors import ViewError
 from tracin_core.evaluating.calibrating import require_same
 from tracin_core.reading import plugins_of, read_dataset
 from tracin_core.records.faithfulness import FOLDER, Unit
+from tracin_core.records.interchange import training_exclusions
 from tracin_core.records.progress import Progress
 from tracin_core.records.runs import Run
 from tracin_core.scores.comparison import Methods
@@ -41,11 +42,12 @@ def faithfulness(progress: Progress) -> dict[str, Any]:
     samples, inputs, _ = read_dataset(progress, run.recipe)
     require_same(run, samples)
     methods = run.methods()
-    names = unit_names(methods, request["unit"])
+    before = set(request["left_out_before"])
+    names = unit_names(methods, request["unit"], before)
     seed = int(request["evaluation"], 16)
     kept = half_subsets(len(names), request["subsets"], share=request["share"], seed=seed)
     measured = outcomes(progress, run, samples, inputs, folder, names, kept, methods)
-    examples = kept_examples(methods, request["unit"], names, kept)
+    examples = kept_examples(methods, request["unit"], names, kept, before)
     told = judged(methods, examples, measured, seed)
     plain = ("digest", "unit", "share", "subsets", "repeats", "simulated", "assumed")
     result = {name: request[name] for name in plain} | {"run_id": run.id, "created": time.time(), "who": progress.job.who, **told}
@@ -56,10 +58,10 @@ def faithfulness(progress: Progress) -> dict[str, Any]:
 # ---- trainings ------------------------------------------------------------------------------------------------------------------
 
 
-def unit_names(methods: Methods, unit: Unit) -> list[str]:
-    """What subsets are drawn of: samples of the training side, or its pairs."""
+def unit_names(methods: Methods, unit: Unit, before: set[str]) -> list[str]:
+    """What subsets are drawn of: samples of the training side, or its pairs, but for what the run's own training left out by a list."""
     table = methods.view.train_pairs if unit == "pair" else methods.view.train_samples
-    return [str(name) for name in table["id"]]
+    return [str(name) for name in table["id"] if name not in before]
 
 
 def outcomes(
@@ -97,8 +99,7 @@ def train_without(
 
     request = progress.job.request
     settings = {**request["settings"], "seed": seed}
-    pairs = run.train_pairs.set_index("id") if request["unit"] == "pair" else None
-    ends = set() if pairs is None else {frozenset(pairs.loc[name, ["id1", "id2"]]) for name in left_out}
+    excluded = training_exclusions([*request["left_out_before"], *left_out], samples)
     train(
         inputs,
         samples,
@@ -106,8 +107,8 @@ def train_without(
         model=run.recipe.model,
         task=run.recipe.task,
         plugins=plugins_of(progress.workspace),
-        exclude_samples=set(left_out) if pairs is None else set(),
-        exclude_pairs=ends,
+        exclude_samples=excluded.samples,
+        exclude_pairs=excluded.pairs,
         keep="outputs",
         **{**settings, "save_epochs": (settings["epochs"],)},
     )
@@ -116,14 +117,15 @@ def train_without(
 # ---- predictions ----------------------------------------------------------------------------------------------------------------
 
 
-def kept_examples(methods: Methods, unit: Unit, names: list[str], kept: Chosen) -> Chosen:
-    """Which training examples each subset holds: [subsets, examples]; of a ranking, pairs whose ends are both in it."""
+def kept_examples(methods: Methods, unit: Unit, names: list[str], kept: Chosen, before: set[str]) -> Chosen:
+    """Which training examples each subset holds: [subsets, examples]; of a ranking's samples, pairs whose ends are both in it."""
     examples = methods.view.train_pairs
-    if unit == "pair" or "id1" not in examples:
-        return kept
+    ends = ["id1", "id2"] if unit == "sample" and "id1" in examples else ["id"]
     place = {name: column for column, name in enumerate(names)}
-    first, second = (examples[end].map(place).to_numpy() for end in ("id1", "id2"))
-    return kept[:, first] & kept[:, second]
+    padded = np.column_stack([kept, np.zeros(len(kept), dtype=bool)])  # its last column: in no subset
+    columns = examples[ends].map(lambda name: place.get(name, len(names))).to_numpy()
+    inside = padded[:, columns].all(axis=2) & ~examples["id"].isin(before).to_numpy()
+    return np.asarray(inside)
 
 
 def judged(methods: Methods, examples: Chosen, measured: Array, seed: int) -> dict[str, Any]:

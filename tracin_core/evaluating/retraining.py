@@ -34,9 +34,9 @@ def retrain(progress: Progress) -> dict[str, Any]:
     for done, (lasting, arm, seed) in enumerate(asked):
         settings = {**request["settings"], "seed": seed}
         if lasting == "steps":
-            settings["epochs"] = epochs_for(whole[seed], arm, recipe, dataset, request["settings"])
+            settings["epochs"] = epochs_for(whole[seed], lines_of(request, arm), recipe, dataset, request["settings"])
         place = folder / f"{lasting}-{arm['name']}-{seed}"
-        told = trained(progress, recipe, dataset, place, settings, arm["lines"], done=done, total=len(asked))
+        told = trained(progress, recipe, dataset, place, settings, lines_of(request, arm), done=done, total=len(asked))
         if arm["name"] == "none":
             whole[seed] = told
         rows.append({"lasting": lasting, "arm": arm["name"], "seed": seed, **outcome(told, recipe)})
@@ -81,12 +81,17 @@ def trained(
     return told
 
 
-def epochs_for(whole: dict[str, Any], arm: dict[str, Any], recipe: Recipe, dataset: Any, settings: dict[str, Any]) -> int:
+def lines_of(request: dict[str, Any], arm: dict[str, Any]) -> list[str]:
+    """What this arm leaves out, and what the run's own training did."""
+    return list(dict.fromkeys([*request.get("left_out_before", ()), *arm["lines"]]))
+
+
+def epochs_for(whole: dict[str, Any], lines: list[str], recipe: Recipe, dataset: Any, settings: dict[str, Any]) -> int:
     """So many epochs of the smaller training side take as many steps as the whole one took, to within an epoch."""
     from tracin_core.engine.objectives import kept_rows, training_pairs
 
     samples = dataset[0]
-    excluded = training_exclusions(arm["lines"], samples)
+    excluded = training_exclusions(lines, samples)
     rows = (samples["split"] == "train").to_numpy().nonzero()[0]
     kept = kept_rows(samples, rows, excluded.samples, recipe.task.kind)
     left = len(training_pairs(samples, kept, excluded.pairs)["target"]) if recipe.task.kind == "ranking" else len(kept)

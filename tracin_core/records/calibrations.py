@@ -23,7 +23,6 @@ from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
 from tracin_core.records.store import digest_of
 from tracin_core.scores.evaluation import SHARES, Interval, interval
-from tracin_core.scores.sample_losses import SETTINGS
 
 if TYPE_CHECKING:
     from tracin_core.records.workspace import Workspace
@@ -190,9 +189,6 @@ def start_calibration(place: "Workspace", run: Run, *, noise: Noise = "labels", 
 def calibration_settings(run: Run) -> tuple[dict[str, Any], list[str]]:
     """`settings_of(run)`, with the setting of its loss and the epochs of its checkpoints."""
     settings, assumed = settings_of(run)
-    if run.loss.name in SETTINGS:
-        name = SETTINGS[run.loss.name][0]
-        settings[name] = getattr(run.loss, name)
     saved = [int(epoch) for epoch in run.checkpoints["epoch"] if 0 < epoch <= settings["epochs"]]
     return {**settings, "save_epochs": saved}, assumed
 

@@ -66,10 +66,12 @@ def arms_of(run: Run, chosen: pd.DataFrame, *, draws: int, seed: int) -> list[Ar
         sums = roll_up(worth, view.train_pairs, numbered, by="_row", ends="both")["sum_both"]
         worth = sums.to_numpy(dtype=np.float64)
     helpful = np.argsort(-worth, kind="stable")
-    taken = set(names)
+    before = left_out_before(run)
+    taken = set(names) | before
     reverse = [name for name in ids[helpful].tolist() if name not in taken][: len(names)]
     generator = np.random.default_rng(seed)
-    drawn = [tuple(sorted(generator.choice(ids, len(names), replace=False).tolist())) for _ in range(draws)]
+    trained_on = np.array([name for name in ids if name not in before], dtype=object)
+    drawn = [tuple(sorted(generator.choice(trained_on, len(names), replace=False).tolist())) for _ in range(draws)]
     random = [Arm(f"random_{number}", lines) for number, lines in enumerate(drawn, start=1)]
     return [Arm("none", ()), Arm("list", tuple(names)), Arm("reverse", tuple(reverse)), *random]
 
@@ -103,6 +105,10 @@ def start_retraining(
             f"Run '{run.name}' has no test side to measure an effect on that influence has not seen; split the data with one "
             f"(`[split]` in docs/your-data.md) and train again."
         )
+    if run.task == "ranking" and run.splits["test"]["label"].nunique() < 2:
+        raise InputError(
+            f"The test side of run '{run.name}' has one label only, so it has no pair to measure; split the data so that it has several."
+        )
     place.data_files(run.recipe)
     settings, assumed = settings_of(run)
     asked = {
@@ -122,16 +128,31 @@ def start_retraining(
         **asked,
         "evaluation": number,
         "assumed": assumed,
+        "left_out_before": sorted(left_out_before(run)),
         "arms": [{"name": arm.name, "lines": list(arm.lines)} for arm in arms],
     }
     return place.queue.submit("retraining", request, title=f"{run.name}: {len(chosen)} left out", who=place.who)
 
 
+def left_out_before(run: Run) -> set[str]:
+    """The samples or pairs that the run's own training left out by a list, and every training that is compared with it leaves out again."""
+    own = own_training(run)
+    return {str(name) for name in ((own or {}).get("exclusions") or {}).get("matched") or ()}
+
+
 def settings_of(run: Run) -> tuple[dict[str, Any], list[str]]:
-    """The settings of the run's training, and the names of those that nothing records, which are this product's defaults then."""
+    """The settings of the run's training, and the names of those that are this product's own instead, with what they are there.
+
+    Nothing may record them; or the optimiser is another than this product's SGD, or has weight decay or Nesterov's momentum.
+    """
     own = own_training(run)
     known = dict(own["settings"]) if own is not None else {}
+    descent = run.training
     recorded: dict[str, Any] = {**run.training_arguments, **{name: known[name] for name in FOLLOWED if name in known}}
+    if descent.momentum is not None:
+        recorded.setdefault("momentum", descent.momentum)
+    if run.other_optimizer is not None:
+        recorded = {name: value for name, value in recorded.items() if name not in ("learning_rate", "momentum")}
     batch = "batch_pairs" if run.task == "ranking" else "batch_size"
     settings: dict[str, Any] = {
         name: recorded[name] for name in ("epochs", "learning_rate", "schedule", "momentum") if name in recorded
@@ -143,7 +164,10 @@ def settings_of(run: Run) -> tuple[dict[str, Any], list[str]]:
     of_loss = ("margin", "ghm_bins", "ghm_alpha", "smoothing", "gamma", "q", "delta")
     settings |= {name: getattr(run.loss, name) for name in of_loss if hasattr(run.loss, name)}
     settings["loss"] = run.loss.name
-    return settings, [name for name in ("learning_rate", "schedule", "momentum", batch) if name not in settings]
+    assumed = [name for name in ("learning_rate", "schedule", "momentum", batch) if name not in settings]
+    assumed += [f"optimizer ({run.other_optimizer})"] if run.other_optimizer else []
+    assumed += [f"weight decay ({descent.weight_decay:g})"] if descent.weight_decay else []
+    return settings, [*assumed, *(["Nesterov's momentum"] if descent.nesterov else [])]
 
 
 # ---- what came of it ----------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pandas as pd
 
 from tracin_core.data.files import read_json
 from tracin_core.errors import InputError
-from tracin_core.records.evaluations import settings_of
+from tracin_core.records.evaluations import left_out_before, settings_of
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
 from tracin_core.records.store import digest_of
@@ -97,6 +97,7 @@ def start_lds(
         "repeats": repeats,
     }
     request = {**asked, "evaluation": digest_of(asked)[:12], "assumed": assumed, "simulated": run.simulated}
+    request["left_out_before"] = sorted(left_out_before(run))
     return place.queue.submit("faithfulness", request, title=f"{run.name}: {subsets} subsets", run_id=run.id, who=place.who)
 
 

@@ -345,7 +345,7 @@ class Run:
         if self.task == "ranking":
             pairs = self.test_pairs
             gap = pairs["target"].to_numpy() * (outputs[pairs["first"]] - outputs[pairs["second"]])
-            return order_chance(gap, len(np.unique(pairs[["first", "second"]])))
+            return order_chance(gap, samples["target"].to_numpy()[np.unique(pairs[["first", "second"]])])
         if self.task == "classification":
             return label_chance(outputs, samples["label"].to_numpy())
         mean = float(self.splits["train"]["target"].mean())
@@ -611,7 +611,7 @@ class Run:
     def _trained_examples(self) -> int:
         """How many pairs, or samples, an epoch of the training went through, drawn copies counted, excluded ones not."""
         recorded = self._arguments.get("examples")
-        if self._arguments.get("exclusions_file") and isinstance(recorded, int):
+        if isinstance(recorded, int) and recorded > 0:
             return recorded
         if self.task != "ranking":
             return len(self.splits["train"])

@@ -35,19 +35,23 @@ class Chance:
         return {"name": "above_chance", "passed": self.passed, "value": self.reached, "detail": self.detail}
 
 
-def order_chance(gaps: npt.ArrayLike, samples: int) -> Chance:
+def order_chance(gaps: npt.ArrayLike, labels: npt.ArrayLike) -> Chance:
     """Of pairs, by target x (difference of scores); a tie is half right, and guessing orders half of them.
 
-    Pairs share samples, so that their number says too little of the error. Of n samples in random order it is the root of
-    (2 n + 5) / (18 n (n - 1)), half that of Kendall's tau (Kendall 1938).
+    Pairs share samples, so that their number says too little of the error. Of all pairs with different labels of n samples in random order
+    it is sqrt((n (n - 1) (2 n + 5) - sum t (t - 1) (2 t + 5)) / 18) / (n^2 - sum t^2), t the samples of each label: the deviation of
+    Kendall's S with ties in one ranking (Kendall 1945), over twice the number of pairs.
 
     Args:
         gaps: [pairs].
-        samples: that the pairs are formed of.
+        labels: of the samples that the pairs are formed of, each sample once.
     """
     given = np.asarray(gaps, dtype=np.float64)
     accuracy = float(np.mean((given > 0) + 0.5 * (given == 0)))
-    error = float(np.sqrt((2 * samples + 5) / (18 * samples * (samples - 1))))
+    tied = np.unique(np.asarray(labels), return_counts=True)[1].astype(np.float64)
+    samples = int(tied.sum())
+    spread = samples * (samples - 1) * (2 * samples + 5) - float((tied * (tied - 1) * (2 * tied + 5)).sum())
+    error = float(np.sqrt(spread / 18) / (samples**2 - float((tied**2).sum())))
     told = f"{accuracy:.3f} of {given.size} validation pairs are in the right order; guessing reaches 0.5, with a standard error of"
     return Chance(accuracy, 0.5, error, f"{told} {error:.3f} for the {samples} samples that they are formed of.")
 

@@ -17,6 +17,7 @@ from tracin_core.errors import ViewError
 Array = npt.NDArray[np.float64]
 SHARES: Final = (0.1, 0.2, 0.3)  # of all examples, from the top, that somebody would look at
 LEVEL: Final = 0.95
+ROUNDING: Final = 1e-12  # of a difference of accuracies or errors
 RESAMPLES: Final = 1_000
 
 
@@ -108,13 +109,13 @@ class Interval:
 
     @property
     def is_above(self) -> bool:
-        """The whole interval lies above 0."""
-        return bool(self.low > 0)
+        """The whole interval lies above 0; one without width, of repetitions that do not differ at all, says nothing."""
+        return bool(self.low > 0 and self.high > self.low)
 
     @property
     def is_below(self) -> bool:
-        """The whole interval lies below 0."""
-        return bool(self.high < 0)
+        """The whole interval lies below 0; one without width says nothing."""
+        return bool(self.high < 0 and self.high > self.low)
 
 
 def interval(values: npt.ArrayLike) -> Interval:
@@ -160,6 +161,7 @@ def paired_effect(arm: npt.ArrayLike, control: npt.ArrayLike) -> Effect:
     if one.shape != other.shape:
         raise ViewError(f"{one.size} repetitions of one arm cannot be paired with {other.size} of the other; use the same seeds.")
     difference = one - other
+    difference[np.abs(difference) < ROUNDING] = 0.0  # means of equal figures differ in their last bits
     wins, losses = int(np.sum(difference > 0)), int(np.sum(difference < 0))
     p = float(scipy.stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
     return Effect(interval(difference), wins, losses, p)

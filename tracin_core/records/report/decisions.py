@@ -108,7 +108,7 @@ def trainings(place: "Workspace", run: Run, known: list[Listed]) -> Trainings:
         if told is None or lines.get("file") not in by_name:
             continue
         trained = {str(line) for part in ("matched", "elsewhere", "unmatched") for line in lines.get(part) or ()}
-        if trained != set(by_name[lines["file"]].ids) or told.get("task") != before.get("task"):
+        if trained != set(by_name[lines["file"]].ids) or told.get("task") != run.task:
             strange.append(file.parent.name)
             continue
         after.append(retrained(file.parent.name, before, told))

@@ -174,7 +174,7 @@ def health(subject: Subject) -> list[Block]:
     found, words = facts.health(subject.run, subject.view), subject.words
     rows = [
         (
-            words(f"check.{check['check']}") if words.has(f"check.{check['check']}") else str(check["check"]),
+            words(f"check.{check['check']}"),
             words("passed" if check["passed"] else "failed"),
             str(check["detail"]),
         )
