@@ -13,10 +13,8 @@ with frame.page("page.overview"):
     view = session.view(run)
     widgets.recommended(run)
     widgets.key_figures(run, view)
-    spread, grid, health = st.columns([5, 5, 4], gap="medium")
-    with health:
-        st.subheader(t("overview.health"))
-        widgets.health(run)
+    widgets.health(run)
+    spread, grid = st.columns(2, gap="large")
     widgets.require(run, "self_influence")
     own = view.self_influence()
     with spread:

@@ -352,7 +352,15 @@ def points_figure(points: pd.DataFrame, *, x: str, y: str, name: str = "", selec
 
 
 def grid_figure(
-    grid: pd.DataFrame, values: str, *, x: str, y: str, name: str, chosen: tuple[Any, Any] | None = None, height: int = 440
+    grid: pd.DataFrame,
+    values: str,
+    *,
+    x: str,
+    y: str,
+    name: str,
+    chosen: tuple[Any, Any] | None = None,
+    height: int = 440,
+    small: bool = False,
 ) -> go.Figure:
     """One cell per pair of angles, with its value and its number of pairs; the chosen cell is framed. Groups of samples stand in one row.
 
@@ -361,6 +369,7 @@ def grid_figure(
     Args:
         grid: columns low, high, n and the one named by `values`.
         height: in pixels, at least; many rows need more.
+        small: little room: neither counts in the cells nor a legend of the colours beside them.
     """
     of_groups = grid["low"].equals(grid["high"])
     grid = grid.assign(row="" if of_groups else grid["low"])
@@ -369,12 +378,12 @@ def grid_figure(
     words = [f"{short(value)}<br>n = {n:,}" for n, value in zip(grid["n"], grid[values], strict=True)]
     for row, high, value, text in zip(grid["row"], grid["high"], grid[values], words, strict=True):
         shown[rows[row], columns[high]] = value
-        texts[rows[row], columns[high]] = "" if len(columns) > READABLE else short(value) if of_groups else text
+        texts[rows[row], columns[high]] = "" if len(columns) > READABLE else short(value) if of_groups or small else text
     figure = go.Figure(
         go.Heatmap(
             z=shown, x=[literal(marked(end)) for end in columns], y=[literal(marked(end)) for end in rows], text=texts,
             texttemplate="%{text}", textfont={"color": INK, "size": 12}, hoverinfo="skip", xgap=2, ygap=2,
-            colorbar={"title": {"text": name}, "thickness": 12}, **_colours(grid[values]),
+            colorbar={"title": {"text": name}, "thickness": 12}, showscale=not small, **_colours(grid[values]),
         )
     )  # fmt: skip
     figure.add_scatter(

@@ -29,8 +29,8 @@ def explore(run: Run, view: View, score: str, statistic: str, part: npt.NDArray[
     if grid.empty:
         widgets.nothing_matches(t("gallery.empty"))
         return
-    with st.container(horizontal=True, gap="large"):  # below each other where there is no room
-        left, right = st.container(width=440), st.container(width=430)
+    with st.container(horizontal=True, gap="medium"):  # below each other where there is no room
+        left, right = st.container(width=410), st.container(width=476)
     with right:
         cell = widgets.choose_cell(grid, key="cell", label=t("angles.cell"))
     with left:
@@ -51,7 +51,9 @@ def doorway(view: View, own: npt.NDArray[np.float64]) -> str | None:
     """The mean self-influence of each cell, to be looked at; gives back the name of a cell that was clicked, once."""
     grid = view.angle_grid(own)
     grid = grid[grid["n"] > 0].reset_index(drop=True)
-    figure = charts.grid_figure(grid, "mean", x=t("angles.larger"), y=t("angles.smaller"), name=t("statistic.mean"), height=340)
+    figure = charts.grid_figure(
+        grid, "mean", x=t("angles.larger"), y=t("angles.smaller"), name=t("statistic.mean"), height=340, small=True
+    )
     clicked = widgets.pressed(figure, key="overview.grid", alt=widgets.grid_in_words(grid, "mean"))
     return None if clicked is None else widgets.cell_name(grid["low"].iloc[clicked], grid["high"].iloc[clicked])
 

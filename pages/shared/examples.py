@@ -217,10 +217,10 @@ def example_card(run: Run, example: pd.Series) -> None:
             sample_player(run, str(example["id"]))
         return
     drawn = draw_pair(run, example)
-    with st.container(horizontal=True):  # below each other where there is no room
+    with st.container(horizontal=True, gap="xsmall"):  # below each other where there is no room
         for place, side in enumerate("12"):
             sample = str(example[f"id{side}"])
-            with st.container(border=True, width=spectrograms.WIDTH + 34):
+            with st.container(border=True, width=spectrograms.CARD):
                 st.markdown(f"**{example[f'angle{side}']:g}°** · {plain(sample)}")
                 if drawn is None:
                     sample_player(run, sample)
@@ -228,7 +228,7 @@ def example_card(run: Run, example: pd.Series) -> None:
                     st.image(drawn.sides[place], width=spectrograms.WIDTH, alt=t("card.spectrogram.alt", id=sample, **told(drawn)))
                     st.audio(str(run.preview(sample).sound))
         if drawn is not None:
-            with st.container(border=True, width=spectrograms.WIDTH + 34):
+            with st.container(border=True, width=spectrograms.CARD):
                 st.markdown(f"**{t('card.difference')}** · {t('pair.side', side=1)} − {t('pair.side', side=2)}")
                 louder = t("card.louder", louder=drawn.louder)
                 st.image(drawn.difference, width=spectrograms.WIDTH, alt=f"{t('card.difference.alt', **told(drawn))} {louder}")

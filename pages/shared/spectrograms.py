@@ -27,6 +27,7 @@ REACH: Final = 30.0  # dB; beyond, a difference has the colour of the end of its
 PLOT: Final = (360, 300)  # pixels of the field, drawn at twice the size that it is shown at
 LEFT, TOP, RIGHT, BOTTOM = 76, 14, 92, 52
 WIDTH: Final = (LEFT + PLOT[0] + RIGHT) // 2  # pixels on the page
+CARD: Final = 290  # pixels of the card around it: three stand side by side in the frame of the threshold page
 GROUND, TEXT = "#101522", "#d5dae3"  # of the margins, in either theme
 LEVELS: Final = np.array([ImageColor.getrgb(colour) for colour in sequential.Inferno], dtype=float)
 DIFFERENCES: Final = np.array([ImageColor.getrgb(colour) for colour in diverging.PuOr], dtype=float)

@@ -114,17 +114,19 @@ def cards(kind: str, figures: dict[str, str]) -> None:
 
 
 def health(run: Run) -> None:
-    """The engine's checks of itself in plain words; what was measured, on request."""
+    """The engine's checks of itself: what is not met in plain words, and all of them, with what was measured, on request."""
     checks = run.health()
-    for _, check in checks.iterrows():
-        what = t(f"health.{check['check']}")
-        if check["passed"]:
-            st.markdown(f":green[:material/check_circle:] {what}")
-        else:
-            st.markdown(f":orange[:material/warning:] {t('health.not_met', what=what)}  \n{plain(check['detail'])}")
-    with st.expander(t("health.details")):
+    failed = checks[~checks["passed"].astype(bool)]
+    for _, check in failed.iterrows():
+        what = t("health.not_met", what=t(f"health.{check['check']}"))
+        st.markdown(f":orange[:material/warning:] **{what}** {plain(check['detail'])}")
+    met, icon = len(checks) - len(failed), ":material/check_circle:" if failed.empty else ":material/warning:"
+    told = t("health.all_met", n=len(checks)) if failed.empty else t("health.some_met", met=met, n=len(checks))
+    with st.expander(told, icon=icon):
         for _, check in checks.iterrows():
-            st.markdown(f"**{plain(check['check'])}** {plain(check['detail'])}")
+            mark = ":green[:material/check_circle:]" if check["passed"] else ":orange[:material/warning:]"
+            name = f"health.{check['check']}"
+            st.markdown(f"{mark} {t(name)}  \n:small[{plain(check['detail'])}]")
 
 
 def planted_faults(run: Run, ranked: pd.DataFrame) -> None:
