@@ -1,5 +1,6 @@
 """Who is let in: links, the gate, and a server that others could reach; seen from outside, in a real browser, and in the files."""
 
+import base64
 import http.client
 import json
 import os
@@ -20,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 import lab
 import psutil
 import pytest
+import soundfile
 from conftest import ROOT, idle, is_up, start_server, stop_server, visit
 from playwright.sync_api import Browser, Page, expect
 
@@ -497,10 +499,23 @@ def test_every_page_works_under_the_policy_and_names_no_path(guarded: Guarded, i
     assert inside.console == []
     told = b"".join(inside.received) + inside.page.content().encode()
     assert len(told) > 50_000
-    for path in (guarded.place.root, ROOT, Path.home() / "x"):
+    for path in (guarded.place.root, guarded.run.recipe.data.place, guarded.run.recipe.checkpoints.folder, ROOT, Path.home() / "x"):
         place = str(path).removesuffix("/x").encode()
         near = told.find(place)
         assert near < 0, told[max(near - 300, 0) : near + 200]
+
+
+@pytest.mark.browser
+def test_a_sound_in_the_cell_of_a_table_may_be_played(guarded: Guarded, inside: Watched) -> None:
+    """Tables hold their sounds as data URLs."""
+    sound = guarded.run.preview(str(guarded.run.samples["id"][0])).sound
+    heard = """url => new Promise(told => {
+        const sound = new Audio(url);
+        sound.onloadedmetadata = () => told(sound.duration);
+        sound.onerror = () => told(sound.error.message);
+    })"""
+    url = f"data:audio/wav;base64,{base64.b64encode(sound.read_bytes()).decode()}"
+    assert inside.page.evaluate(heard, url) == pytest.approx(soundfile.info(sound).duration, abs=0.01)
 
 
 @pytest.mark.browser

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -68,7 +69,7 @@ def run(shell: Shell) -> Run:
     assert "3 checkpoints, loss margin, margin 10, summed over epochs [1, 2]" in answer.stdout
     named = re.search(r"^Run (\w+): small lab \[SIMULATED data\]$", answer.stdout, re.MULTILINE)
     assert named is not None
-    assert f"Next: python -m tracin_core generate-exclusions --workspace workspace --run {named[1]}" in answer.stdout
+    assert f"Next: {sys.executable} -m tracin_core generate-exclusions --workspace workspace --run {named[1]}" in answer.stdout
     return shell.place.run(named[1])
 
 
@@ -144,7 +145,7 @@ def test_training_leaves_out_what_the_list_names_and_keeps_the_split(shell: Shel
     content = torch.load(shell.home / "retrained" / "model_epoch_2.pt", weights_only=True)
     assert (content["args"]["exclusions_file"], content["args"]["margin"]) == ("mine.txt", 10.0)
     assert (
-        f"Next: python -m tracin_core compute-influence --workspace workspace --recipe {shell.home}/retrained/analysis.toml\n"
+        f"Next: {sys.executable} -m tracin_core compute-influence --workspace workspace --recipe {shell.home}/retrained/analysis.toml\n"
         in answer.stdout
     )
     analysis = Recipe.from_toml(shell.home / "retrained" / "analysis.toml")

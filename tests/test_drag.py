@@ -28,9 +28,16 @@ def drawn(page: Page, url: str) -> Iterator[Page]:
     """The component alone, at T = -10, for a new visitor."""
     failures: list[str] = []
     page.on("pageerror", lambda failure: failures.append(str(failure)))
-    visit(page, url)
+    see(page, url)
     yield page
     assert not failures
+
+
+def see(page: Page, url: str) -> None:
+    """The page is there, and the component has drawn itself, which comes after the page."""
+    visit(page, url)
+    expect(page.locator(".drag td.cell")).to_have_count(3)
+    expect(page.locator(".drag rect")).to_have_count(50)
 
 
 def said(page: Page) -> tuple[float, int, int]:
@@ -136,12 +143,12 @@ def test_the_cells_are_a_table_with_the_worst_of_them_in_words(drawn: Page) -> N
     lost = [told for told, _ in cells_said(drawn)]
     names = ["0° \u2013 36°", "0° \u2013 72°", "36° \u2013 72°"]
     worst = names[lost.index(max(lost))]
-    expect(drawn.locator(".drag .worst")).to_contain_text(f"{worst}, {max(lost)} of 20 lost")
+    expect(drawn.locator(".drag .worst")).to_contain_text(f"{worst}, {max(lost)} of 20.")
 
 
 def test_above_a_threshold_everything_is_mirrored(page: Page, url: str) -> None:
     """The scores' sizes with the rule that chooses above: the same counts at the mirrored threshold."""
-    visit(page, f"{url}/?above=1")
+    see(page, f"{url}/?above=1")
     assert said(page) == (10.0, 40, 80)
     expect(page.locator(".drag rect.excluded")).to_have_count(40)
     slider = page.get_by_role("slider", name="Threshold")

@@ -287,7 +287,8 @@ def noise(question: Question) -> list[Compared]:
 def matched(question: Question, found: Compared) -> bool:
     """Which examples both sides have, before anything else; False where there is nothing to compare."""
     a, b = (plain(side_label(question, side)) for side in (question.a, question.b))
-    st.markdown(t("compare.matched", both=len(found.table), only_a=found.only_a, only_b=found.only_b, a=a, b=b))
+    key = "compare.matched" if found.only_a or found.only_b else "compare.matched.all"
+    st.markdown(t(key, both=len(found.table), only_a=found.only_a, only_b=found.only_b, a=a, b=b))
     for name, count in zip((a, b), found.undefined, strict=True):
         if count:
             st.info(t("compare.undefined", n=count, side=name), icon=":material/info:")

@@ -30,7 +30,9 @@ def example_label(example: pd.Series) -> str:
 
 
 def sample_target(sample: pd.Series) -> str:
-    """What a sample is said to be: the name of its label, or its number."""
+    """What a sample is said to be: its angle, the name of its label, or its number."""
+    if "angle" in sample and pd.notna(sample["angle"]):
+        return f"{sample['angle']:g}°"
     if "label" in sample or "label_name" in sample:
         return t("sample.label", label=sample.get("label_name", sample.get("label")))
     return t("sample.target", target=f"{sample['target']:.4g}")

@@ -360,11 +360,14 @@ def preview(line: Line, final: Overruled) -> None:
     told = ("id", "score") if rule.kind == "suspect" else ("id", "occurrences", "average_influence", "total_harm")
     by_people = ("decided_by",) if final.added and rule.kind == "harm" else ()
     columns = {name: t(f"list.{name}") for name in (*told, *by_people) if name in entries}
-    number = st.column_config.NumberColumn
+    number, texts = st.column_config.NumberColumn, st.column_config.TextColumn
     config = {
-        name: number(label, format="%.4g") if name in ("score", "average_influence", "total_harm") else label
+        name: texts(label, width=230)
+        if name == "id"
+        else number(label, format="%.4g" if name in ("score", "average_influence", "total_harm") else None, width=100)
         for name, label in columns.items()
-    }
+        if name != "decided_by"
+    } | {name: columns[name] for name in by_people if name in columns}
     table = entries[list(columns)]
     if by_people:
         table = table.assign(decided_by=[t(f"list.by.{who}") for who in table["decided_by"]])

@@ -41,7 +41,7 @@ def policy() -> str:
         "script-src": ["'self'", "blob:", *hashes],
         "style-src": ["'self'", "'unsafe-inline'"],
         "img-src": ["'self'", "data:", "blob:"],
-        "media-src": ["'self'"],
+        "media-src": ["'self'", "data:"],  # sounds in the cells of a table
         "font-src": ["'self'", "data:"],
         "connect-src": ["'self'"],
         "worker-src": ["'self'"],

@@ -67,7 +67,7 @@ def spread(run: Run, view: View, score: str, scale: charts.Scale, part: Part) ->
     if other is not None:
         st.markdown(f"**{plain(other[0])}**: {widgets.spread_in_words(theirs)}")
     if zeros := int(np.sum(values == 0)):
-        st.markdown(f":small[{t('spread.zeros.why', n=zeros, share=f'{zeros / len(values):.0%}')}]")
+        st.markdown(f":small[{t('spread.zeros.why', n=zeros, share=f'{zeros / len(values):.1%}')}]")
     widgets.quantile_table(quantiles)
 
 

@@ -144,7 +144,7 @@ def card(run: Run, entry: pd.Series, is_current: bool, verdict: pd.Series | None
         args=("look", str(entry["id"])),
     )
     told = "" if verdict is None else f" · :material/{ICONS[verdict['verdict']]}: {t('verdict.' + verdict['verdict'])}"
-    st.markdown(f":small[{entry['level']:.4g}{told}]")
+    st.markdown(f":small[{entry['level']:,.5g}{told}]")
     previews = [run.preview(sample) for sample in samples]
     width = THUMB // len(samples)
     pictures: list[Any] = [thumbnail(preview.picture, width) for preview in previews if preview.picture.is_file()]

@@ -13,6 +13,7 @@ from tracin_core import charts
 from tracin_core.data.files import read_json
 from tracin_core.records.evaluations import DRAWS, SEEDS, Retraining, retrainings, start_retraining
 from tracin_core.records.jobs import Job
+from tracin_core.records.report.decisions import own_training
 from tracin_core.records.runs import Run
 
 LASTING: Final = {"both": ("epochs", "steps"), "epochs": ("epochs",), "steps": ("steps",)}
@@ -70,10 +71,10 @@ def number(key: str, default: int, low: int, high: int) -> dict[str, Any]:
 
 
 def seconds_of_one(run: Run) -> float | None:
-    """How long the run's own training took, where this workspace did it; None: nobody knows."""
-    for job in session.workspace().jobs(limit=200):
-        if job.kind == "training" and job.request.get("folder") == str(run.recipe.checkpoints.folder) and took(job) is not None:
-            return took(job)
+    """How long one training took: the run's own, or one of another evaluation; None: nobody knows."""
+    own = own_training(run)
+    if own is not None and own.get("seconds"):
+        return float(own["seconds"])
     for job in session.workspace().jobs(limit=200):  # another evaluation of it tells as well
         if job.kind == "retraining" and job.request.get("run") == run.id and took(job) is not None:
             arms, request = job.request["arms"], job.request

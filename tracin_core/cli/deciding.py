@@ -26,7 +26,7 @@ from tracin_core.cli.asking import (
 )
 from tracin_core.cli.computing import computed, differences, names_of, write_files
 from tracin_core.cli.existing import from_file, samples_known
-from tracin_core.cli.lists import copy_out, list_provenance, mark, plot, require_metadata, say_list, told_of_list
+from tracin_core.cli.lists import copy_out, list_provenance, mark, plot, require_metadata, say_limit, say_list, told_of_list
 from tracin_core.cli.retraining import before_and_after
 from tracin_core.cli.talk import answer, in_columns, say, say_next, simulated_mark
 
@@ -87,6 +87,7 @@ def generate_exclusions(
     copy_out(provenance, output_file.with_suffix(".provenance.json"))
     say_list(chosen, output_file, settings, marking, chosen_run.simulated)
     document = {"run": chosen_run.id, "simulated": chosen_run.simulated, **told_of_list(chosen, settings, output_file)}
+    document["meet_the_rule"] = say_limit(chosen_run, chosen, settings)
     if chosen.empty:
         suggested = view.suggested_threshold(settings["min_occurrences"], settings["pair_mode"])
         say(
@@ -165,6 +166,7 @@ def exclude_harmful_pairs(
         say_list(entries, written, settings, marking, chosen.simulated)
         document = {"run": chosen.id, "name": chosen.name, "simulated": chosen.simulated, **compared}
         document |= told_of_list(entries, settings, written)
+        document["meet_the_rule"] = say_limit(chosen, entries, settings)
         document["files"] = write_files(place, chosen, files)
         document["marked"] = mark(marking, marking.sample_metadata, entries, list_provenance(chosen, settings))
         document["plots"] = plot(chosen, entries, pictures)

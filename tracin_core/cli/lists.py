@@ -25,6 +25,16 @@ def say_list(chosen: "pd.DataFrame", path: Path, settings: dict[str, Any], marki
             say(f"  {entry.id}: {entry.occurrences} occurrences, average influence {entry.average_influence:g}")
 
 
+def say_limit(run: "Run", chosen: "pd.DataFrame", settings: dict[str, Any]) -> int:
+    """How many meet the rule in all; said where the list holds only the first of them."""
+    found = len(chosen)
+    if found == settings["max_exclusions"]:
+        found = len(run.view().exclusions(**{**settings, "max_exclusions": None}))
+    if found > len(chosen):
+        say(f"{found} meet the rule; the list has the first {len(chosen)} of them (--max-exclusions)")
+    return found
+
+
 def told_of_list(chosen: "pd.DataFrame", settings: dict[str, Any], path: Path) -> dict[str, Any]:
     return {"rule": settings, "file": path, "entries": chosen.to_dict(orient="records")}
 

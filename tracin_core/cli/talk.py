@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -48,7 +49,13 @@ def warn(line: str) -> None:
 
 def say_next(*words: str | Path) -> None:
     """The command to go on with, ready to be pasted."""
-    say(f"Next: {shlex.join(['python', '-m', 'tracin_core', *map(str, words)])}")
+    say(f"Next: {shlex.join([python_here(), '-m', 'tracin_core', *map(str, words)])}")
+
+
+def python_here() -> str:
+    """The Python that runs this, as a shell in this folder would name it."""
+    near = os.path.relpath(sys.executable)
+    return sys.executable if near.startswith(os.pardir) else near
 
 
 def answer(document: dict[str, Any]) -> None:

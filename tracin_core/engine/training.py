@@ -1,6 +1,7 @@
 """Training, with the checkpoints that influence needs: epoch 0, a spread of epochs, and the learning rate in force."""
 
 import io
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -186,7 +187,7 @@ def descend(
     keep: Keep,
 ) -> dict[str, Any]:
     """Every epoch is trained; what was measured, with the settings, is written last and returned."""
-    chosen, kept = objective.settings, objective.kept
+    chosen, kept, begun = objective.settings, objective.kept, time.monotonic()
     optimizer = torch.optim.SGD(model.parameters(), lr=chosen.learning_rate, momentum=chosen.momentum)
     listed = dict(exclusion_list or {})
     history: list[dict[str, float]] = []
@@ -217,6 +218,7 @@ def descend(
         # the random split has no test side
         **{f"{side}_{objective.score}": history[-1].get(f"{side}_{objective.score}") for side in ("test", "validation")},
         "split": {side: len(rows) for side, rows in sides.items()},
+        "seconds": time.monotonic() - begun,
         "train_samples": len(kept),
         "train_pairs": pairs,
         "exclusions": {**listed, "samples": len(sides["train"]) - len(kept), "pairs": whole - pairs},

@@ -85,7 +85,7 @@ def outcomes(
         left_out = [name for name, stays in zip(names, kept[subset], strict=True) if not stays]
         if not (place / "training.json").exists():
             train_without(progress, run, samples, inputs, place, left_out, seed=repeat + 1)
-        outputs = np.load(place / "outputs.npy", allow_pickle=False)[rows].astype(np.float64)
+        outputs = np.load(place / "outputs.npy")[rows].astype(np.float64)
         found[repeat, subset] = -methods.test_losses(outputs.reshape(-1, 1))[:, 0]
         progress.advance(done + 1, total)
     return found
