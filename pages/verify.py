@@ -16,3 +16,4 @@ with frame.page("page.verify"):
         if listed is not None:
             verifying.start(run, listed)
         verifying.results(run)
+        verifying.foretold(run)

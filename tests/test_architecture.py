@@ -26,6 +26,7 @@ DOORS = {
         "tracin_core.records.evaluations",
         "tracin_core.records.calibrations",
         "tracin_core.records.evidence",
+        "tracin_core.records.faithfulness",
         "tracin_core.records.access",
         "tracin_core.records.uploads",
         "tracin_core.records.findings",

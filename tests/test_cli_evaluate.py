@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import lab
+import numpy as np
 import pytest
+import scipy
 from shell import Shell
 from test_calibration import write_points
 
@@ -38,7 +40,7 @@ def run(shell: Shell) -> Run:
     return made
 
 
-@pytest.mark.parametrize("verb", ["calibrate", "retrain", "lds"])
+@pytest.mark.parametrize("verb", ["calibrate", "retrain", "lds", "stability"])
 def test_help_shows_an_example_and_the_manual_names_every_option(shell: Shell, verb: str) -> None:
     answer = shell.here("evaluate", verb, "--help")
     assert (answer.returncode, answer.stderr) == (0, "")
@@ -107,3 +109,30 @@ def test_influences_are_held_against_training_on_subsets(shell: Shell, run: Run)
     told = shell.json(*words)
     assert [one["lds"] for one in told["methods"]] == kept.methods["lds"].tolist()
     assert len(told["per_test"]) == len(run.view().test_pairs)
+
+
+def test_runs_of_other_seeds_are_held_against_each_other(shell: Shell, run: Run) -> None:
+    """Three more seeds of the same training, found by themselves; the ranks are scipy's."""
+    runs = [run]
+    for seed in (1, 2, 3):
+        folder = shell.home / f"seed-{seed}"
+        recipe = run.recipe.model_copy(update={"checkpoints": run.recipe.checkpoints.model_copy(update={"folder": folder})})
+        shell.place.queue.wait(shell.place.start_training(recipe, settings={**TRAINED, "seed": seed}, folder=folder).id)
+        made = shell.place.compute(recipe)
+        assert isinstance(made, Run)
+        runs.append(made)
+    told = shell.json("evaluate", "stability", "--run", run.id)
+    assert set(told["runs"]) == {one.id for one in runs}
+    assert (told["examples"], len(told["pairs"]), len(told["noise"])) == (len(run.splits["train"]), 6, len(run.splits["train"]))
+    by_id = {one.id: one.view().self_influence() for one in runs}
+    for row in told["pairs"]:
+        assert row["spearman"] == pytest.approx(scipy.stats.spearmanr(by_id[row["a"]], by_id[row["b"]]).statistic)
+    halves = [np.mean([by_id[name] for name in part], axis=0) for part in (told["runs"][:2], told["runs"][2:])]
+    assert told["ensembles"]["spearman"] == pytest.approx(scipy.stats.spearmanr(*halves).statistic)
+    values = np.array([by_id[name] for name in told["runs"]])
+    ratios = np.abs(values.mean(0)) / values.std(0, ddof=1)
+    assert told["clear"] == pytest.approx((ratios > 2).mean())
+    answer = shell.here("evaluate", "stability", "--runs", f"{runs[0].id},{runs[1].id}")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    refused = shell.here("evaluate", "stability", "--runs", runs[0].id)
+    assert (refused.returncode, "1 run shows no stability" in refused.stderr) == (2, True)

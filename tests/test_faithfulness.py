@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import scipy
 from test_calibration import SETTINGS, write_points
+from test_pages import viewer
 
+from pages.shared.i18n import LANGUAGES
 from tracin_core.data.files import read_json
 from tracin_core.data.readers import reader_for
 from tracin_core.engine.training import train
@@ -177,3 +179,20 @@ def test_questions_without_an_answer_are_refused(place: Workspace, runs: dict[st
         with pytest.raises(InputError, match=re.escape(told)):
             start_lds(place, runs["kind"], **settings)
     assert len(place.jobs(200)) == jobs
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_page_says_what_came_of_it_or_how_to_ask(
+    place: Workspace, runs: dict[str, Run], found: dict[str, Faithfulness], monkeypatch: pytest.MonkeyPatch, language: str
+) -> None:
+    look = viewer(place.root, monkeypatch)
+    test = look("verify", lang=language, run=runs["number"].id)
+    assert not test.exception
+    shown = next(table.value for table in test.dataframe if "lds" in table.value)
+    assert shown["lds"].tolist() == found["number"].methods["lds"].tolist()
+    kept = (place.root / FOLDER / found["number"].number / "result.json").rename(place.root / "kept.json")
+    try:
+        asked = look("verify", lang=language, run=runs["number"].id)
+        assert f"evaluate lds --run {runs['number'].id}" in asked.code[0].value
+    finally:
+        kept.rename(place.root / FOLDER / found["number"].number / "result.json")

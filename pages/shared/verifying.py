@@ -12,6 +12,7 @@ from pages.shared.session import plain
 from tracin_core import charts
 from tracin_core.data.files import read_json
 from tracin_core.records.evaluations import DRAWS, SEEDS, Retraining, retrainings, start_retraining
+from tracin_core.records.faithfulness import faithfulness
 from tracin_core.records.jobs import Job
 from tracin_core.records.report.decisions import own_training
 from tracin_core.records.runs import Run
@@ -135,6 +136,36 @@ def one_result(run: Run, result: Retraining) -> None:
         t("verify.download"), content, f"retraining_{result.number}.json", "application/json",
         key=f"download.{result.number}", on_click="ignore", icon=":material/download:",
     )  # fmt: skip
+
+
+def foretold(run: Run) -> None:
+    """How well each method's influences foretold training on subsets, the preview of a list among them; or how to measure it."""
+    st.subheader(t("foretold.title"))
+    found = faithfulness(session.workspace(), run)
+    if not found:
+        st.markdown(t("foretold.none"))
+        st.code(f".venv/bin/python -m tracin_core evaluate lds --run {run.id}", language="bash")
+        return
+    newest = found[0]
+    told = {
+        "subsets": newest.reported_on,
+        "repeats": newest.repeats,
+        "share": f"{newest.share:.0%}",
+        "unit": t(f"foretold.{newest.unit}"),
+    }
+    st.markdown(t("foretold.what", **told))
+    table = newest.methods.assign(method=[t(f"compare.method.{name}") for name in newest.methods["method"]])
+    columns: dict[str, Any] = {"method": t("foretold.method")}
+    columns |= {name: st.column_config.NumberColumn(t(f"foretold.{name}"), format="%.3f") for name in ("lds", "low", "high")}
+    columns |= {"tests": t("foretold.tests"), "delta": t("foretold.delta")}
+    st.dataframe(table[list(columns)], hide_index=True, column_config=columns)
+    if newest.ceiling is not None:
+        st.markdown(f":small[{t('foretold.ceiling', value=f'{newest.ceiling:.3f}')}]")
+    for name, why in newest.missing.items():
+        st.markdown(f":small[{t(f'compare.method.{name}')}: {plain(why)}]")
+    per_test = newest.per_test.rename(columns={name: t(f"compare.method.{name}") for name in newest.methods["method"]})
+    with st.expander(t("foretold.each")):
+        st.dataframe(per_test, hide_index=True, column_config={"test": t("foretold.test")})
 
 
 def sentence(result: Retraining, lasting: str) -> str:

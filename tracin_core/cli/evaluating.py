@@ -160,6 +160,41 @@ def say_faithfulness(found: "Faithfulness") -> None:
     say(f"Foretold worst by {best}: {', '.join(f'{row.test} ({getattr(row, best):.2f})' for row in worst.itertuples())}")
 
 
+@evaluate.command("stability")
+def evaluate_stability(
+    run: RunOption = None,
+    runs: Annotated[
+        str | None,
+        typer.Option(help="Ids with commas between; default: those that differ in their seed alone.", show_default=False),
+    ] = None,
+    score: Annotated[Literal["self_influence", "mean_influence"], typer.Option(help="What is compared.")] = "self_influence",
+    workspace: WorkspaceOption = Path("workspace"),
+    as_json: JsonOption = False,
+) -> None:
+    """Say how far runs that should agree do: ranks, tops and signs of their scores, and which examples stand out of the noise.
+
+    Example: python -m tracin_core evaluate stability --score self_influence
+    """
+    from tracin_core.records.stability import CLEAR, TOP, compare_runs, seeds_of
+
+    place = opened(workspace)
+    chosen = [place.run(name.strip()) for name in runs.split(",")] if runs else seeds_of(place, the_run(place, run))
+    found = compare_runs(chosen, score)
+    say(f"{score.replace('_', ' ')} of {found.examples} training examples in {len(chosen)} runs{simulated_mark(found.simulated)}:")
+    rows = [
+        {"a": row["a"], "b": row["b"], **{name: f"{row[name]:.3f}" for name in ("spearman", "overlap", "signs")}}
+        for row in found.pairs.to_dict("records")
+    ]
+    for line in in_columns(rows):
+        say(line)
+    say(f"overlap: of the two tops of {TOP:.0%}; signs: the same among the largest")
+    if found.ensembles is not None:
+        told = ", ".join(f"{name} {value:.3f}" for name, value in found.ensembles.items())
+        say(f"Means over half of the runs against the other half: {told}")
+    say(f"{found.clear:.0%} of the examples are more than {CLEAR:g} deviations between runs away from 0")
+    answer(found.to_dict())
+
+
 def listed(run: "Run", file: Path) -> tuple["pd.DataFrame", dict[str, Any]]:
     """The training examples that the list names, and the rule that made it, where its provenance lies beside it.
 

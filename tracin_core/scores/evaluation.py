@@ -13,6 +13,7 @@ import pandas as pd
 import scipy
 
 from tracin_core.errors import ViewError
+from tracin_core.scores.agreement import overlap_curve
 
 Array = npt.NDArray[np.float64]
 SHARES: Final = (0.1, 0.2, 0.3)  # of all examples, from the top, that somebody would look at
@@ -254,8 +255,8 @@ def stability(one: npt.ArrayLike, other: npt.ArrayLike, *, top: float = 0.05, si
     """How alike two runs' scores of the same examples are.
 
     Returns:
-        spearman; overlap: the Jaccard index of the two top shares, equals by position; signs: the share of the examples that are among the
-        `signs` largest in size in either and have the same sign in both.
+        spearman; overlap: the Jaccard index of the two top shares, equals sharing their places (`agreement.overlap_curve`); signs: of the
+        examples that are as large in size as the `signs`-th in either, the share with the same sign in both.
 
     Raises:
         ViewError: the lengths differ, a score is not finite, or there are fewer than 2.
@@ -264,14 +265,14 @@ def stability(one: npt.ArrayLike, other: npt.ArrayLike, *, top: float = 0.05, si
     if a.shape != b.shape or a.size < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ViewError(f"{a.size} and {b.size} scores cannot be compared; give the same examples of both runs, all finite.")
     k = max(1, round(top * a.size))
-    tops = [set(np.argsort(-values, kind="stable")[:k].tolist()) for values in (a, b)]
-    large = {place for values in (a, b) for place in np.argsort(-np.abs(values), kind="stable")[:signs].tolist()}
-    same = [np.sign(a[place]) == np.sign(b[place]) for place in large]
+    shared = float(overlap_curve(a, b, most=k)["shared"].iloc[-1])
+    sizes = [np.abs(values) for values in (a, b)]
+    large = np.any([size >= np.sort(size)[-min(signs, size.size)] for size in sizes], axis=0)
     constant = np.ptp(a) == 0 or np.ptp(b) == 0
     return {
         "spearman": np.nan if constant else float(scipy.stats.spearmanr(a, b).statistic),
-        "overlap": len(tops[0] & tops[1]) / len(tops[0] | tops[1]),
-        "signs": float(np.mean(same)),
+        "overlap": shared / (2 * k - shared),
+        "signs": float(np.mean(np.sign(a[large]) == np.sign(b[large]))),
     }
 
 
