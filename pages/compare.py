@@ -14,8 +14,8 @@ with frame.page("page.compare"):
         if comparing.matched(question, found):
             seeds = comparing.noise(question)
             comparing.noise_in_words(question, found, seeds)
-            with st.container(horizontal=True, gap="large"):  # below each other where there is no room
-                left, right = st.container(width=470), st.container(width=430)
+            with st.container(horizontal=True, gap="medium"):  # below each other where there is no room
+                left, right = st.container(width=455), st.container(width=440)
             with left:
                 comparing.overlap(question, found, seeds)
             with right:

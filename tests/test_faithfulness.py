@@ -1,14 +1,12 @@
 """Do influences foretell training on subsets? The job's figures against trainings and correlations done by hand."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
-import lab
 import numpy as np
 import pytest
 import scipy
-from test_calibration import SETTINGS, write_points
+from test_calibration import SETTINGS, place, runs
 from test_pages import viewer
 
 from pages.shared.i18n import LANGUAGES
@@ -19,36 +17,12 @@ from tracin_core.errors import InputError
 from tracin_core.evaluating.faithfulness import kept_examples
 from tracin_core.records.faithfulness import FOLDER, Faithfulness, faithfulness, start_lds
 from tracin_core.records.runs import Run
-from tracin_core.records.workspace import Workspace, open_workspace
+from tracin_core.records.workspace import Workspace
 from tracin_core.scores.evaluation import half_subsets
 
-TASKS: dict[str, tuple[dict[str, Any], int]] = {
-    "kind": ({"kind": "classification"}, 3),
-    "order": ({"kind": "ranking", "loss": "logistic", "margin": 0.0}, 1),
-    "number": ({"kind": "regression"}, 1),
-}
+TASKS = ("kind", "order", "number")
+__all__ = ["place", "runs"]  # fixtures
 SUBSETS, REPEATS = 6, 2
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    made = open_workspace(tmp_path_factory.mktemp("studio"))
-    yield made
-    lab.stop_worker(made)
-
-
-@pytest.fixture(scope="module")
-def runs(place: Workspace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    file = write_points(tmp_path_factory.mktemp("points") / "points.npz")
-    found = {}
-    for target, (task, outputs) in TASKS.items():
-        folder = place.root / "trainings" / target
-        recipe = lab.arrays_recipe(file, folder, target, task, outputs)
-        place.queue.wait(place.start_training(recipe, settings=SETTINGS[target], folder=folder).id)
-        made = place.compute(recipe)
-        assert isinstance(made, Run)
-        found[target] = made
-    return found
 
 
 @pytest.fixture(scope="module")

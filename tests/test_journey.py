@@ -84,7 +84,7 @@ def look_at_the_distribution(page: Page) -> None:
 
 def enter_by_the_grid(page: Page) -> None:
     """A click in the grid of the overview opens that cell on the page of angles."""
-    click_in_grid(page.locator(".js-plotly-plot .nsewdrag").nth(1), page, column=2, row=1)
+    click_in_grid(page.locator(".js-plotly-plot").nth(1).locator(".nsewdrag"), page, column=2, row=1)
     expect(page).to_have_url(re.compile("/angles.*cell=36-108"))
     expect(page.get_by_role("heading", name="Angles")).to_be_visible()
     idle(page)

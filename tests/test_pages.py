@@ -142,7 +142,7 @@ def test_the_receipt_counts_what_training_loses(look: Callable[..., AppTest], st
     listed = view.exclusions(-0.001, 1, 2, mode)["id"].tolist()
     pairs = view.train_pairs
     lost = sum(row.id in listed or row.id1 in listed or row.id2 in listed for row in pairs.itertuples())
-    assert test.metric[2].value == f"{lost:,} ({lost / len(pairs):.1%})"
+    assert test.metric[2].value == f"{lost:,} ({lost / len(pairs):{'.0%' if lost >= len(pairs) / 10 else '.1%'}})"
     assert said("en", "guard.capped", n=2, all=len(view.exclusions(-0.001, 1, None, mode))) in texts_of(test)
 
 

@@ -299,7 +299,7 @@ def matched(question: Question, found: Compared) -> bool:
     figures_ = {
         "spearman": "–" if np.isnan(found.spearman) else f"{found.spearman:.3f}",
         "overlap": t("compare.of", shared=f"{found.shared(k):.3g}", k=k),
-        "chance": t("compare.of", shared=f"{found.curve['chance'].iloc[k - 1]:.2g}", k=k),
+        "chance": f"{found.curve['chance'].iloc[k - 1]:.2g}",
         "places": f"{found.places:,.0f}",
     }
     widgets.cards("compare.figure", figures_)
@@ -390,7 +390,7 @@ def movers(run: Run, question: Question, found: Compared) -> None:
         shown = shown.merge(density, on="id", how="left")
         columns |= {"ghm_bin": number(t("compare.ghm_bin"), help=t("compare.ghm_bin.help"), format="%d"),
                     "ghm_weight": number(t("compare.ghm_weight"), format="%.3g")}  # fmt: skip
-    examples.explore(run, shown, key=f"compare.movers.{question.by}", columns=columns, total=int((size > 0).sum()))
+    examples.explore(run, shown, key=f"compare.movers.{question.by}", columns=columns, total=int((size > 0).sum()), sounds=False)
 
 
 def densities(question: Question) -> pd.DataFrame | None:

@@ -27,6 +27,7 @@ WAYS: Final = ("score", "quantile", "robust_z")
 TIMES: Final = 3  # minimum occurrences, of the command line and to begin with
 USUAL: Final = -5.0  # the command line's threshold
 MUCH: Final = 0.25  # of the training pairs; removing more deserves a warning
+WHOLE: Final = 0.1  # a share is told in whole percent from here on, or it is too long for its card
 HALF: Final = 0.5  # of an angle pair
 KEPT: Final = 24  # prepared things of one view
 SUSPECTED: Final = 0.98  # the quantile that a review list begins with
@@ -278,7 +279,7 @@ def receipt(run: Run, view: View, line: Line, chosen: pd.DataFrame, final: Overr
     figures = {
         "listed": f"{len(entries):,}",
         "below" if line.rule.kind == "harm" else "above": f"{int(below['pairs']):,}",
-        "removed": f"{int(removed.sum()):,} ({removed.mean():.1%})",
+        "removed": f"{int(removed.sum()):,} ({removed.mean():{'.0%' if removed.mean() >= WHOLE else '.1%'}})",
         "samples": f"{len(named):,} / {len(view.train_samples):,}",
     }
     with st.container(horizontal=True):
