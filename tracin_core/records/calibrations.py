@@ -326,11 +326,16 @@ def recommended_score(place: "Workspace", run: Run) -> str | None:
     `self_influence`, `mean_influence` and `worst_influence` are the pages' own; a baseline has its method's name, and what another method
     makes of the first two is `<score>.<method>`.
     """
-    if run.kind == "scores" or not any(folder_of(place).glob("*/result.json")):
+    if run.kind == "scores" or not has_calibrations(place):
         return None
     subject = subject_of(run)
     newest = next((one for one in calibrations(place, run) if one.subject == subject), None)
     return None if newest is None else newest.recommendation().score
+
+
+def has_calibrations(place: "Workspace") -> bool:
+    """Whether anything was ever calibrated here; naming a run's subject reads all of its samples."""
+    return any(folder_of(place).glob("*/result.json"))
 
 
 def folder_of(place: "Workspace") -> Path:
