@@ -26,6 +26,7 @@ def server(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def violations(page: Page) -> list[str]:
     """What axe holds against the page, each with the first element that it names."""
+    page.locator("ul[data-testid=stSidebarNavItems][role=none]").wait_for()  # the document has been put right
     found: list[dict[str, Any]] = Axe().run(page).response["violations"]
     return [f"{one['id']}: {one['help']}: {one['nodes'][0]['html'][:200]}" for one in found]
 

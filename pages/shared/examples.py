@@ -227,13 +227,13 @@ def example_card(run: Run, example: pd.Series) -> None:
                 if drawn is None:
                     sample_player(run, sample)
                 else:
-                    st.image(drawn.sides[place], width=spectrograms.WIDTH, alt=t("card.spectrogram.alt", id=sample, **told(drawn)))
+                    st.image(drawn.sides[place], width="stretch", alt=t("card.spectrogram.alt", id=sample, **told(drawn)))
                     st.audio(str(run.preview(sample).sound))
         if drawn is not None:
             with st.container(border=True, width=spectrograms.CARD):
                 st.markdown(f"**{t('card.difference')}** · {t('pair.side', side=1)} − {t('pair.side', side=2)}")
                 louder = t("card.louder", louder=drawn.louder)
-                st.image(drawn.difference, width=spectrograms.WIDTH, alt=f"{t('card.difference.alt', **told(drawn))} {louder}")
+                st.image(drawn.difference, width="stretch", alt=f"{t('card.difference.alt', **told(drawn))} {louder}")
                 st.markdown(louder)
     if drawn is not None:
         st.markdown(f":small[{t('card.shown', reach=spectrograms.REACH, **told(drawn))}]")

@@ -48,7 +48,7 @@ def export(run: Run, view: View, line: Line, final: Overruled, verdicts: pd.Data
     downloads(Path(newest["text"]), Path(newest["provenance"]))
     marked(Path(newest["text"]))
     st.markdown(t("export.command"))
-    st.code(training_command(run, Path(newest["text"])), language="bash", wrap_lines=True)
+    st.code(training_command(run, Path(newest["text"])), language=None, wrap_lines=True)
     if len(written) > 1:
         st.markdown(f":small[{t('export.earlier', n=len(written) - 1, place=plain(f'exports/{run.id}'))}]")
 

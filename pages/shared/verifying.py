@@ -144,7 +144,7 @@ def foretold(run: Run) -> None:
     found = faithfulness(session.workspace(), run)
     if not found:
         st.markdown(t("foretold.none"))
-        st.code(f".venv/bin/python -m tracin_core evaluate lds --run {run.id}", language="bash")
+        st.code(f".venv/bin/python -m tracin_core evaluate lds --run {run.id}", language=None)
         return
     newest = found[0]
     told = {
