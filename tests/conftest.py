@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from lab import Shelf, Studio, stop_worker
 from playwright.sync_api import Page, expect
@@ -42,6 +43,8 @@ CHROMIUM_ARGUMENTS = [
 ]
 PATIENCE_MS = 30_000  # machines are shared and busy
 expect.set_options(timeout=PATIENCE_MS)
+hypothesis.settings.register_profile("shared machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("shared machine")
 
 
 LONGEST = (
