@@ -129,6 +129,17 @@ def test_the_shell_asks_for_a_reason(studio: Studio, measured: Callable[..., Non
     assert json.loads((tmp_path / "list.provenance.json").read_text(encoding="utf-8"))["why"] == "to show the reviewers"
 
 
+def test_a_list_that_the_limit_cuts_says_how_many_meet_the_rule(studio: Studio, tmp_path: Path) -> None:
+    words = ["generate-exclusions", "--workspace", str(studio.place.root), "--run", studio.run.id, "--threshold", "-0.01"]
+    words += ["--min-occurrences", "1", "--output-file", str(tmp_path / "list.txt"), "--max-exclusions"]
+    count = len(studio.run.view().exclusions(**{**RULE, "max_exclusions": None}))
+    assert count > 1
+    cut = CliRunner().invoke(cli.app, [*words, "1"])
+    assert f"{count} meet the rule; the list has the first 1 of them" in cut.stdout
+    whole = CliRunner().invoke(cli.app, [*words, str(count)])
+    assert (whole.exit_code, "meet the rule" in whole.stdout) == (0, False)
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("verdict", LISTED)
 def test_the_page_says_what_was_measured(

@@ -26,8 +26,8 @@ class RecordTraining:
 
     Each checkpoint holds the weights, the optimiser's state with the learning rate in force, the sum of the rates of all steps so far (the
     weight of the integral form of TracIn; read off every `optimizer.step()`), and as `args` the settings given here and the rate that the
-    training was set to, before any schedule. Files are written whole
-    and load with `weights_only=True`. A training that fails leaves its checkpoints, and no `training.json`.
+    training was set to, before any schedule. Files are written whole and load with `weights_only=True`. A training that fails leaves its
+    checkpoints, and no `training.json`.
 
     Args:
         folder: new, or empty; it is made.
