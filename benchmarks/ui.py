@@ -41,7 +41,7 @@ def main() -> int:
     from common import report, tell
 
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for name, takes in (("small", 5), ("large", options.takes)):
             place, run_id, pairs = made(Path(folder) / name, takes)
             tell(f"{name}: {pairs} training pairs are ready")

@@ -1,12 +1,17 @@
 """Figures show the scores that they are given, and nothing else."""
 
+import json
+
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from pages.shared import comparing_figures
 from tracin_core import charts
 from tracin_core.errors import ViewError
 
@@ -88,3 +93,50 @@ def test_a_mark_without_a_place_on_the_axis_is_not_drawn() -> None:
     bins = charts.histogram([0.0, 1.0, 10.0, 100.0], "log")
     figure = charts.histogram_figure(bins, x="score", y="pairs", zeros="0", marks={"5%": 0.0, "50%": 10.0})
     assert [note.text for note in figure.layout.annotations] == ["50%"]
+
+
+AXIS = charts.histogram(np.linspace(-3, 5, 50)).axis
+WIDE = charts.Histogram(AXIS, np.linspace(0, 1, 4), np.array([3, 1, 2]), zeros=4, not_finite=0)
+GRID = pd.DataFrame({"low": [0, 0, 36], "high": [36, 72, 72], "n": [4, 5, 6], "mean": [1.0, -2.0, 3.0]})
+NAMED = pd.DataFrame({"low": ["b", "a"], "high": ["b", "a"], "n": [4, 5], "mean": [1.0, 2.0]})
+POINTS = pd.DataFrame({"x": [0.1, 0.2, 0.3], "y": [0.3, 0.2, 0.1], "label": list("abc")})
+SPREAD = pd.DataFrame({"n": [3, 0, 5], **{f"q{share}": [-1.0, 0.0, 2.0] for share in ("05", "25", "50", "75", "95")}})
+MEANS = pd.DataFrame({"name": ["a", "b"], "mean": [0.5, 0.6], "low": [0.4, 0.5], "high": [0.6, 0.7], "chosen": [False, True]})
+CURVE = pd.DataFrame({"k": [1, 2], "shared": [1, 1], "chance": [0.5, 1.0]})
+WORDS = {"k": "k", "share": "share", "here": "here", "chance": "chance", "seeds": "seeds"}
+KINDS = {
+    "histogram": lambda: charts.histogram_figure(WIDE, x="x", y="y", zeros="0", marks={"5%": -1.0}),
+    "histogram over": lambda: charts.histogram_figure(WIDE, x="x", y="y", zeros="0", marks={"5%": -1.0}, over=("b", WIDE), name="a"),
+    "cumulative": lambda: charts.cumulative_figure({"a": WIDE, "b": WIDE}, x="x", y="y"),
+    "boxes": lambda: charts.boxes_figure(SPREAD, list("abc"), AXIS, x="x", y="y"),
+    "points in groups": lambda: charts.points_figure(POINTS.assign(group=list("aab")), x="x", y="y", axes=(AXIS, AXIS)),
+    "points of a value": lambda: charts.points_figure(POINTS.assign(value=[1.0, -2.0, 3.0]), x="x", y="y", name="v", select=True),
+    "many points": lambda: charts.points_figure(pd.concat([POINTS] * 700, ignore_index=True), x="x", y="y"),
+    "grid": lambda: charts.grid_figure(GRID, "mean", x="x", y="y", name="n", chosen=(0, 72)),
+    "grid of names": lambda: charts.grid_figure(NAMED, "mean", x="x", y="y", name="n", chosen=("a", "a"), small=True),
+    "ranked": lambda: charts.ranked_figure(pd.DataFrame({"v": [2.0, -1.0], "of": ["a<b", "c"]}), "v", "of", x="x"),
+    "contributions": lambda: charts.contributions_figure([1.0, -2.0], ["a", "b"], x="x", y="y"),
+    "lines": lambda: charts.lines_figure({"a": [1, 2], "b": [2, 3]}, ["1", "2"], x="x", y="y"),
+    "arms": lambda: charts.arms_figure(pd.DataFrame({"arm": list("aab"), "score": [0.1, 0.2, 0.3]}), x="x", percent=True),
+    "intervals": lambda: charts.intervals_figure(MEANS, x="x", chance=0.5),
+    "overlap": lambda: comparing_figures.overlap_figure(CURVE, [CURVE, CURVE], WORDS),
+    "scatter": lambda: comparing_figures.scatter_figure(*np.eye(2), np.array(["a", "b"]), (AXIS, AXIS), x="x", y="y", count="n"),
+    "squares": lambda: comparing_figures.scatter_figure(
+        *np.eye(2)[:, [0, 1] * 2501], np.array(["a"] * 5002), (AXIS, AXIS), x="x", y="y", count="n"
+    ),
+    "matrix": lambda: comparing_figures.overlap_matrix(np.eye(2), ["a", "b"], name="n"),
+    "bars": lambda: comparing_figures.bars(pd.Series([1, 2], index=["a", "b"]), x="x", y="y"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plotly_knows_every_word_and_value_of_a_figure(kind: str) -> None:
+    """The figures are made without plotly's own checks (`charts.figure`); here it checks them, and finds the same figure."""
+    figure = KINDS[kind]()
+    checked = go.Figure(figure.to_dict())
+    assert json.loads(pio.to_json(checked)) == json.loads(pio.to_json(figure, validate=False))
+
+
+def test_a_word_that_plotly_does_not_know_is_found() -> None:
+    with pytest.raises(ValueError, match="colour"):
+        go.Figure(charts.figure([{"type": "bar", "colour": "red"}], x={}, y={}, height=100).to_dict())

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from tracin_core.errors import ViewError
 
@@ -193,6 +192,48 @@ def short(value: float) -> str:
 
 # ---- figures --------------------------------------------------------------------------------------------------------------------
 
+Trace = dict[str, Any]
+
+
+def figure(traces: Sequence[Trace], *, x: Trace, y: Trace, height: int, **layout: Any) -> go.Figure:
+    """The traces on axes that stay where they are, in the look of every chart here.
+
+    Plotly's own way to build a figure looks at every value and name in it: 90 ms for one histogram, and a page has up to six charts. Here
+    it takes them as they are, in 2 ms; tests/test_charts.py lets it look at each kind of figure.
+
+    Args:
+        traces, x, y, layout: in plotly's own words, nested, without its shorthands (`{"line": {"color": ...}}`, not `line_color`).
+        height: in pixels.
+
+    Raises:
+        ViewError: more numbers than a browser can draw.
+    """
+    size = sum(np.size(trace.get(axis, ())) for trace in traces for axis in "xyz")
+    if size > LIMIT:
+        raise ViewError(f"The chart would hold {size:,} numbers, and browsers become slow above {LIMIT:,}; choose fewer examples.")
+    drawn = {
+        "xaxis": {"fixedrange": True, **x},
+        "yaxis": {"fixedrange": True, **y},
+        "height": height,
+        "margin": {"l": 0, "r": 0, "t": 30, "b": 0},
+        "showlegend": False,
+        "font": {"family": FONT},
+        "separators": ".,",
+        **layout,
+    }
+    return go.Figure({"data": list(traces), "layout": drawn}, _validate=False)
+
+
+def titled(title: str, **axis: Any) -> Trace:
+    """An axis with this title."""
+    return {"title": {"text": title}, **axis}
+
+
+def scored(axis: Axis, title: str, most: int = 9, **told: Any) -> Trace:
+    """An axis of scores, with its title and the places of round scores."""
+    ticks = axis.ticks(most)
+    return titled(title, tickvals=[place for place, _ in ticks], ticktext=[text for _, text in ticks], **told)
+
 
 def histogram_figure(
     bins: Histogram,
@@ -212,43 +253,51 @@ def histogram_figure(
         over: the name of another histogram on the same axis, and that; it is drawn as a line.
         name: of this one, where another is laid over it.
     """
-    figure = make_subplots(cols=2, rows=1, column_widths=[0.9, 0.1], shared_yaxes=True, horizontal_spacing=0.04)
     middle = (bins.places[:-1] + bins.places[1:]) / 2
     ranges = [f"{short(low)} … {short(high)}" for low, high in zip(bins.edges[:-1], bins.edges[1:], strict=True)]
-    figure.add_bar(
-        x=middle, y=bins.counts, width=np.diff(bins.places), marker_color=BLUE, customdata=ranges,
-        hovertemplate="%{customdata}: %{y:,}<extra></extra>", row=1, col=1, name=name,
-    )  # fmt: skip
+    told = {"customdata": ranges, "hovertemplate": "%{customdata}: %{y:,}<extra></extra>"}
+    apart = {"xaxis": "x2", "yaxis": "y2", "showlegend": False, "hovertemplate": "%{x}: %{y:,}<extra></extra>"}
+    bars = {
+        "type": "bar",
+        "x": middle,
+        "y": bins.counts,
+        "width": np.diff(bins.places),
+        "marker": {"color": BLUE},
+        "name": name,
+        **told,
+    }
+    of_zeros = {
+        "type": "bar", "x": [zeros], "y": [bins.zeros], "marker": {"color": GREY, "pattern": {"shape": "/"}},
+        "text": [f"{bins.zeros:,}"], "textposition": "outside", "cliponaxis": False, **apart,
+    }  # fmt: skip
+    traces: list[Trace] = [bars, of_zeros]
     if over is not None:
-        figure.add_scatter(
-            x=middle, y=over[1].counts, mode="lines", line={"shape": "hvh", "color": AMBER, "width": 2}, customdata=ranges, name=over[0],
-            hovertemplate="%{customdata}: %{y:,}<extra></extra>", row=1, col=1,
-        )  # fmt: skip
-        figure.add_scatter(
-            x=[zeros], y=[over[1].zeros], mode="markers", marker={"color": AMBER, "size": 10, "symbol": "line-ew-open"},
-            hovertemplate="%{x}: %{y:,}<extra></extra>", showlegend=False, row=1, col=2,
-        )  # fmt: skip
-    figure.add_bar(
-        x=[zeros], y=[bins.zeros], showlegend=False, marker_color=GREY, marker_pattern_shape="/", text=[f"{bins.zeros:,}"],
-        textposition="outside", cliponaxis=False, hovertemplate="%{x}: %{y:,}<extra></extra>", row=1, col=2,
+        line = {"shape": "hvh", "color": AMBER, "width": 2}
+        dash = {"color": AMBER, "size": 10, "symbol": "line-ew-open"}
+        traces += [
+            {"type": "scatter", "x": middle, "y": over[1].counts, "mode": "lines", "line": line, "name": over[0], **told},
+            {"type": "scatter", "x": [zeros], "y": [over[1].zeros], "mode": "markers", "marker": dash, **apart},
+        ]
+    inside = {mark: bins.place(score) for mark, score in (marks or {}).items()}
+    lines = [upright(place, mark) for mark, place in inside.items() if 0 <= place <= 1]  # on a log axis a 0 has no place
+    return figure(
+        traces, x=scored(bins.axis, x, range=[0, 1], domain=[0, 0.864], anchor="y"), y=titled(y, anchor="x"), height=340, bargap=0.0,
+        xaxis2={"type": "category", "fixedrange": True, "domain": [0.904, 1], "anchor": "y2"},
+        yaxis2={"fixedrange": True, "matches": "y", "showticklabels": False, "anchor": "x2"},
+        shapes=[shape for shape, _ in lines], annotations=[words for _, words in lines],
+        showlegend=over is not None, legend=ABOVE,
     )  # fmt: skip
-    for name, score in (marks or {}).items():
-        if not 0 <= bins.place(score) <= 1:
-            continue  # a quantile of exactly 0 has no place on a logarithmic axis
-        figure.add_vline(
-            x=bins.place(score), line_dash="dash", line_color=RED, line_width=1, annotation_text=name, annotation_font_color=RED,
-            annotation_textangle=-90, annotation_position="top left", row=1, col=1,
-        )  # fmt: skip
-    ticks = bins.axis.ticks()
-    figure.update_xaxes(
-        title_text=x, tickvals=[place for place, _ in ticks], ticktext=[text for _, text in ticks], range=[0, 1], row=1, col=1
-    )
-    figure.update_xaxes(type="category", row=1, col=2)
-    figure.update_xaxes(fixedrange=True)
-    figure.update_yaxes(fixedrange=True)
-    figure.update_yaxes(title_text=y, row=1, col=1)
-    figure = _finished(figure, height=340, bargap=0.0)
-    return figure.update_layout(showlegend=True, legend=ABOVE) if over is not None else figure
+
+
+def upright(place: float, name: str) -> tuple[Trace, Trace]:
+    """A dashed line from bottom to top of the first axes, and its name along it."""
+    line = {"color": RED, "dash": "dash", "width": 1}
+    shape = {"type": "line", "x0": place, "x1": place, "xref": "x", "y0": 0, "y1": 1, "yref": "y domain", "line": line}
+    words = {
+        "text": name, "font": {"color": RED}, "textangle": -90, "showarrow": False,
+        "x": place, "xref": "x", "xanchor": "right", "y": 1, "yref": "y domain", "yanchor": "top",
+    }  # fmt: skip
+    return shape, words
 
 
 def cumulative_figure(curves: dict[str, Histogram], *, x: str, y: str) -> go.Figure:
@@ -257,23 +306,20 @@ def cumulative_figure(curves: dict[str, Histogram], *, x: str, y: str) -> go.Fig
     Args:
         curves: name -> histogram; all on the axis of the first.
     """
-    figure = go.Figure()
-    first = next(iter(curves.values()))
+    traces = []
     for (name, bins), colour in zip(curves.items(), (BLUE, AMBER), strict=False):
         edges = bins.edges[1:]
         below = np.cumsum(bins.counts) + np.where(edges >= 0, bins.zeros, 0)
-        figure.add_scatter(
-            x=bins.places[1:], y=below / max(bins.total - bins.not_finite, 1), mode="lines", name=name,
-            line={"shape": "hv", "color": colour, "width": 2}, customdata=[short(edge) for edge in edges],
-            hovertemplate="≤ %{customdata}: %{y:.1%}<extra></extra>",
+        traces.append(
+            {
+                "type": "scatter", "x": bins.places[1:], "y": below / max(bins.total - bins.not_finite, 1), "mode": "lines", "name": name,
+                "line": {"shape": "hv", "color": colour, "width": 2}, "customdata": [short(edge) for edge in edges],
+                "hovertemplate": "≤ %{customdata}: %{y:.1%}<extra></extra>",
+            }
         )  # fmt: skip
-    ticks = first.axis.ticks()
-    figure.update_xaxes(
-        title_text=x, tickvals=[place for place, _ in ticks], ticktext=[text for _, text in ticks], range=[0, 1], fixedrange=True
-    )
-    figure.update_yaxes(title_text=y, range=[0, 1.02], tickformat=".0%", fixedrange=True)
-    figure = _finished(figure, height=340)
-    return figure.update_layout(showlegend=True, legend=ABOVE) if len(curves) > 1 else figure
+    first = next(iter(curves.values()))
+    shares = titled(y, range=[0, 1.02], tickformat=".0%")
+    return figure(traces, x=scored(first.axis, x, range=[0, 1]), y=shares, height=340, showlegend=len(curves) > 1, legend=ABOVE)
 
 
 def boxes_figure(spread: pd.DataFrame, names: Sequence[str], axis: Axis, *, x: str, y: str) -> go.Figure:
@@ -286,69 +332,87 @@ def boxes_figure(spread: pd.DataFrame, names: Sequence[str], axis: Axis, *, x: s
     held = spread[spread["n"] > 0]
     labels = [f"{name}<br>n = {n:,}" for name, n in zip(np.asarray(names, dtype=object)[spread["n"] > 0], held["n"], strict=True)]
     at = {name: axis.place(held[name]) for name in ("q05", "q25", "q50", "q75", "q95")}
-    figure = go.Figure(
-        go.Box(
-            x=labels, lowerfence=at["q05"], q1=at["q25"], median=at["q50"], q3=at["q75"], upperfence=at["q95"], marker_color=BLUE,
-            hoverinfo="skip",
-        )
-    )  # fmt: skip
     told = [
         f"{short(low)} … {short(middle)} … {short(high)}"
         for low, middle, high in zip(held["q05"], held["q50"], held["q95"], strict=True)
     ]
-    figure.add_scatter(
-        x=labels, y=at["q50"], mode="markers", marker={"opacity": 0, "size": 18}, customdata=told,
-        hovertemplate="%{x}: %{customdata}<extra></extra>",
-    )  # fmt: skip
-    ticks = axis.ticks()
-    figure.update_xaxes(title_text=x, type="category", fixedrange=True)
-    figure.update_yaxes(
-        title_text=y,
-        tickvals=[place for place, _ in ticks],
-        ticktext=[text for _, text in ticks],
-        range=[-0.02, 1.02],
-        fixedrange=True,
-    )
-    return _finished(figure, height=380)
+    boxes = {
+        "type": "box", "x": labels, "lowerfence": at["q05"], "q1": at["q25"], "median": at["q50"], "q3": at["q75"],
+        "upperfence": at["q95"], "marker": {"color": BLUE}, "hoverinfo": "skip",
+    }  # fmt: skip
+    middles = {
+        "type": "scatter", "x": labels, "y": at["q50"], "mode": "markers", "marker": {"opacity": 0, "size": 18}, "customdata": told,
+        "hovertemplate": "%{x}: %{customdata}<extra></extra>",
+    }  # fmt: skip
+    return figure([boxes, middles], x=titled(x, type="category"), y=scored(axis, y, range=[-0.02, 1.02]), height=380)
 
 
-def points_figure(points: pd.DataFrame, *, x: str, y: str, name: str = "", select: bool = False) -> go.Figure:
+def points_figure(
+    points: pd.DataFrame, *, x: str, y: str, name: str = "", select: bool = False, axes: tuple[Axis, Axis] | None = None
+) -> go.Figure:
     """Points on a plane, one trace per group; beyond 2,000 of them a grid of counts instead.
 
     Args:
         points: columns x, y, label (what the pointer shows); perhaps value (number: a colour scale) or group (text: a colour each).
         name: of the colour scale.
         select: the points may be chosen with a lasso; each tells its row as `customdata`.
+        axes: of the scores whose places x and y are; None: they are plain numbers.
     """
-    figure = go.Figure()
-    if len(points) > MANY_POINTS:
-        counts, xs, ys = np.histogram2d(points["x"], points["y"], bins=80)
-        figure.add_heatmap(
-            x=xs, y=ys, z=np.where(counts.T > 0, counts.T, np.nan), colorscale=SEQUENTIAL,
-            colorbar={"title": {"text": "n"}, "thickness": 12},
-            hovertemplate="n = %{z:,}<extra></extra>",
-        )  # fmt: skip
-    elif "value" in points:
-        figure.add_scatter(
-            x=points["x"], y=points["y"], mode="markers", text=points["label"], customdata=list(range(len(points))),
-            hovertemplate="%{text}<extra></extra>",
-            marker={
-                "color": points["value"], "colorbar": {"title": {"text": name}, "thickness": 12}, "size": 8,
-                **{key.replace("z", "c", 1) if key.startswith("zm") else key: told for key, told in _colours(points["value"]).items()},
-                "line": {"width": 0.5, "color": GREY},
-            },
-        )  # fmt: skip
-    else:
-        for place, (group, part) in enumerate(points.groupby("group", observed=True, sort=False)):
-            figure.add_scatter(
-                x=part["x"], y=part["y"], mode="markers", text=part["label"], customdata=part.index.tolist(), name=str(group),
-                hovertemplate="%{text}<extra></extra>",
-                marker={"size": 8, "color": GROUPS[place % len(GROUPS)], "symbol": SYMBOLS[place // len(GROUPS) % len(SYMBOLS)]},
-            )  # fmt: skip
-    figure.update_xaxes(title_text=x, fixedrange=True, zeroline=True)
-    figure.update_yaxes(title_text=y, fixedrange=True, zeroline=True)
-    figure = _finished(figure, height=460, dragmode="lasso" if select else False)
-    return figure.update_layout(showlegend=True, legend=ABOVE) if "value" not in points and len(points) <= MANY_POINTS else figure
+    many = len(points) > MANY_POINTS
+    traces = _squares(points) if many else _coloured(points, name) if "value" in points else _grouped(points)
+    plain = {"zeroline": True}
+    across, up = (
+        [scored(axis, title, range=[-0.03, 1.03], **plain) for axis, title in zip(axes, (x, y), strict=True)]
+        if axes
+        else [titled(title, **plain) for title in (x, y)]
+    )
+    legend = not many and "value" not in points
+    return figure(traces, x=across, y=up, height=460, dragmode="lasso" if select else False, showlegend=legend, legend=ABOVE)
+
+
+def _squares(points: pd.DataFrame) -> list[Trace]:
+    """How many points lie in each square."""
+    counts, xs, ys = np.histogram2d(points["x"], points["y"], bins=80)
+    return [
+        {
+            "type": "heatmap", "x": xs, "y": ys, "z": np.where(counts.T > 0, counts.T, np.nan), "colorscale": SEQUENTIAL,
+            "colorbar": {"title": {"text": "n"}, "thickness": 12}, "hovertemplate": "n = %{z:,}<extra></extra>",
+        }
+    ]  # fmt: skip
+
+
+def _coloured(points: pd.DataFrame, name: str) -> list[Trace]:
+    """Points on a colour scale."""
+    ends = {key.replace("z", "c", 1) if key.startswith("zm") else key: told for key, told in _colours(points["value"]).items()}
+    marker = {
+        "color": points["value"].to_numpy(), "colorbar": {"title": {"text": name}, "thickness": 12}, "size": 8, **ends,
+        "line": {"width": 0.5, "color": GREY},
+    }  # fmt: skip
+    return [_points(points, list(range(len(points))), marker)]
+
+
+def _grouped(points: pd.DataFrame) -> list[Trace]:
+    """Points of a colour and a symbol per group."""
+    return [
+        {
+            **_points(
+                part, part.index.tolist(), {"size": 8, "color": GROUPS[at % len(GROUPS)], "symbol": _symbol(at // len(GROUPS))}
+            ),
+            "name": str(group),
+        }
+        for at, (group, part) in enumerate(points.groupby("group", observed=True, sort=False))
+    ]
+
+
+def _points(points: pd.DataFrame, rows: list[Any], marker: Trace) -> Trace:
+    return {
+        "type": "scatter", "x": points["x"].to_numpy(), "y": points["y"].to_numpy(), "mode": "markers", "text": points["label"].tolist(),
+        "customdata": rows, "hovertemplate": "%{text}<extra></extra>", "marker": marker,
+    }  # fmt: skip
+
+
+def _symbol(place: int) -> str:
+    return SYMBOLS[place % len(SYMBOLS)]
 
 
 def grid_figure(
@@ -372,38 +436,39 @@ def grid_figure(
         small: little room: neither counts in the cells nor a legend of the colours beside them.
     """
     of_groups = grid["low"].equals(grid["high"])
-    grid = grid.assign(row="" if of_groups else grid["low"])
-    rows, columns = ({end: place for place, end in enumerate(in_order(grid[side]))} for side in ("row", "high"))
+    ends = {"row": [""] * len(grid) if of_groups else grid["low"].tolist(), "high": grid["high"].tolist()}
+    numbers = grid[values].tolist()
+    rows, columns = ({end: place for place, end in enumerate(in_order(ends[side]))} for side in ("row", "high"))
     shown, texts = np.full((len(rows), len(columns)), np.nan), np.full((len(rows), len(columns)), "", dtype=object)
-    words = [f"{short(value)}<br>n = {n:,}" for n, value in zip(grid["n"], grid[values], strict=True)]
-    for row, high, value, text in zip(grid["row"], grid["high"], grid[values], words, strict=True):
+    words = [f"{short(value)}<br>n = {n:,}" for n, value in zip(grid["n"].tolist(), numbers, strict=True)]
+    for row, high, value, text in zip(ends["row"], ends["high"], numbers, words, strict=True):
         shown[rows[row], columns[high]] = value
         texts[rows[row], columns[high]] = "" if len(columns) > READABLE else short(value) if of_groups or small else text
-    figure = go.Figure(
-        go.Heatmap(
-            z=shown, x=[literal(marked(end)) for end in columns], y=[literal(marked(end)) for end in rows], text=texts,
-            texttemplate="%{text}", textfont={"color": INK, "size": 12}, hoverinfo="skip", xgap=2, ygap=2,
-            colorbar={"title": {"text": name}, "thickness": 12}, showscale=not small, **_colours(grid[values]),
-        )
-    )  # fmt: skip
-    figure.add_scatter(
-        x=[literal(marked(end)) for end in grid["high"]], y=[literal(marked(end)) for end in grid["row"]], mode="markers",
-        marker={"symbol": "square", "size": 44, "opacity": 0}, customdata=list(range(len(grid))), text=words,
-        hovertemplate="%{y} – %{x}: %{text}<extra></extra>", showlegend=False,
-    )  # fmt: skip
+    cells = {
+        "type": "heatmap", "z": shown, "x": [literal(marked(end)) for end in columns], "y": [literal(marked(end)) for end in rows],
+        "text": texts.tolist(), "texttemplate": "%{text}", "textfont": {"color": INK, "size": 12}, "hoverinfo": "skip", "xgap": 2,
+        "ygap": 2, "colorbar": {"title": {"text": name}, "thickness": 12}, "showscale": not small, **_colours(grid[values]),
+    }  # fmt: skip
+    squares = {
+        "type": "scatter", "x": [literal(marked(end)) for end in ends["high"]], "y": [literal(marked(end)) for end in ends["row"]],
+        "mode": "markers", "marker": {"symbol": "square", "size": 44, "opacity": 0}, "customdata": list(range(len(grid))), "text": words,
+        "hovertemplate": "%{y} – %{x}: %{text}<extra></extra>", "showlegend": False,
+    }  # fmt: skip
+    frames = []
     if chosen is not None and (of_groups or chosen[0] in rows) and chosen[1] in columns:
         row, column = 0 if of_groups else rows[chosen[0]], columns[chosen[1]]
-        figure.add_shape(
-            type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, line={"color": "#e9a23b", "width": 4}
-        )
-    figure.update_xaxes(type="category", title_text=x, side="top", showgrid=False, fixedrange=True)
-    figure.update_yaxes(type="category", title_text="" if of_groups else y, autorange="reversed", showgrid=False, fixedrange=True)
-    return _finished(figure, height=200 if of_groups else max(height, 160 + 26 * len(rows)))
+        line = {"color": "#e9a23b", "width": 4}
+        frames = [{"type": "rect", "x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5, "line": line}]
+    return figure(
+        [cells, squares], x=titled(x, type="category", side="top", showgrid=False),
+        y=titled("" if of_groups else y, type="category", autorange="reversed", showgrid=False),
+        height=200 if of_groups else max(height, 160 + 26 * len(rows)), shapes=frames,
+    )  # fmt: skip
 
 
-def in_order(ends: pd.Series) -> list[Any]:
+def in_order(ends: Sequence[Any]) -> list[Any]:
     """The rows or columns of a grid: angles ascending, names as they come."""
-    return sorted(set(ends)) if pd.api.types.is_numeric_dtype(ends) else list(dict.fromkeys(ends))
+    return list(dict.fromkeys(ends)) if any(isinstance(end, str) for end in ends) else sorted(set(ends))
 
 
 def marked(end: Any) -> str:
@@ -424,45 +489,43 @@ def clicked(selection: Any) -> int | None:
 
 def ranked_figure(ranked: pd.DataFrame, values: str, names: str, *, x: str) -> go.Figure:
     """One horizontal bar per example, strongest on top; the sign is told by side, symbol and colour."""
-    signs = ["▲" if value >= 0 else "▼" for value in ranked[values]]
+    numbers = ranked[values].to_numpy(dtype=float)
+    signs = ["▲" if value >= 0 else "▼" for value in numbers]
     labels = [
         f"{sign} {rank}. {literal(name)}" for rank, (sign, name) in enumerate(zip(signs, ranked[names], strict=True), start=1)
     ]
-    figure = go.Figure(
-        go.Bar(
-            x=ranked[values], y=labels, orientation="h", hovertemplate="%{y}: %{x:,.4g}<extra></extra>",
-            marker_color=[BLUE if value >= 0 else RED for value in ranked[values]],
-        )
-    )  # fmt: skip
-    figure.update_xaxes(title_text=x, fixedrange=True)
-    figure.update_yaxes(autorange="reversed", automargin=True, fixedrange=True)
-    return _finished(figure, height=120 + 26 * len(ranked))
+    bars = {
+        "type": "bar", "x": numbers, "y": labels, "orientation": "h", "hovertemplate": "%{y}: %{x:,.4g}<extra></extra>",
+        "marker": {"color": _by_sign(numbers)},
+    }  # fmt: skip
+    return figure([bars], x=titled(x), y={"autorange": "reversed", "automargin": True}, height=120 + 26 * len(ranked))
+
+
+def _by_sign(values: Array) -> list[str]:
+    return [BLUE if value >= 0 else RED for value in values]
 
 
 def contributions_figure(terms: npt.ArrayLike, names: Sequence[str], *, x: str, y: str) -> go.Figure:
     """What each checkpoint adds to one influence: a bar each, in their order."""
     values = np.asarray(terms, dtype=float)
-    colours = [BLUE if value >= 0 else RED for value in values]
-    figure = go.Figure(
-        go.Bar(x=[literal(name) for name in names], y=values, marker_color=colours, hovertemplate="%{x}: %{y:,.4g}<extra></extra>")
-    )
-    figure.update_xaxes(type="category", title_text=x, fixedrange=True)
-    figure.update_yaxes(title_text=y, fixedrange=True)
-    return _finished(figure, height=220)
+    bars = {
+        "type": "bar", "x": [literal(name) for name in names], "y": values, "marker": {"color": _by_sign(values)},
+        "hovertemplate": "%{x}: %{y:,.4g}<extra></extra>",
+    }  # fmt: skip
+    return figure([bars], x=titled(x, type="category"), y=titled(y), height=220)
 
 
 def lines_figure(lines: dict[str, npt.ArrayLike], names: Sequence[str], *, x: str, y: str) -> go.Figure:
     """Each line's value at each checkpoint, in their order; told apart by dash and symbol as well as by colour."""
-    figure = go.Figure()
-    for place, (name, values) in enumerate(lines.items()):
-        figure.add_scatter(
-            x=list(names), y=np.asarray(values, dtype=float), name=literal(name), mode="lines+markers",
-            line={"color": GROUPS[place % len(GROUPS)], "dash": ("solid", "dash", "dot")[place % 3]},
-            marker_symbol=SYMBOLS[place % len(SYMBOLS)], marker_size=8, hovertemplate="%{x}: %{y:,.4g}",
-        )  # fmt: skip
-    figure.update_xaxes(type="category", title_text=x, fixedrange=True)
-    figure.update_yaxes(title_text=y, fixedrange=True)
-    return _finished(figure, height=240).update_layout(showlegend=len(lines) > 1, legend=ABOVE)
+    traces = [
+        {
+            "type": "scatter", "x": list(names), "y": np.asarray(values, dtype=float), "name": literal(name), "mode": "lines+markers",
+            "line": {"color": GROUPS[place % len(GROUPS)], "dash": ("solid", "dash", "dot")[place % 3]},
+            "marker": {"symbol": _symbol(place), "size": 8}, "hovertemplate": "%{x}: %{y:,.4g}",
+        }
+        for place, (name, values) in enumerate(lines.items())
+    ]  # fmt: skip
+    return figure(traces, x=titled(x, type="category"), y=titled(y), height=240, showlegend=len(lines) > 1, legend=ABOVE)
 
 
 def arms_figure(arms: pd.DataFrame, *, x: str, percent: bool = False) -> go.Figure:
@@ -473,17 +536,19 @@ def arms_figure(arms: pd.DataFrame, *, x: str, percent: bool = False) -> go.Figu
     """
     names = list(dict.fromkeys(arms["arm"]))
     place = {name: number for number, name in enumerate(names)}
-    figure = go.Figure()
-    figure.add_scatter(
-        x=arms["score"], y=[place[name] for name in arms["arm"]], mode="markers", text=arms["arm"],
-        marker={"color": BLUE, "size": 10, "opacity": 0.7}, hovertemplate="%{text}: %{x:.4g}<extra></extra>",
-    )  # fmt: skip
+    points = {
+        "type": "scatter", "x": arms["score"].to_numpy(), "y": [place[name] for name in arms["arm"]], "mode": "markers",
+        "text": arms["arm"].tolist(), "marker": {"color": BLUE, "size": 10, "opacity": 0.7},
+        "hovertemplate": "%{text}: %{x:.4g}<extra></extra>",
+    }  # fmt: skip
+    means = []
     for name, part in arms.groupby("arm", sort=False):
         mean, row = float(part["score"].mean()), place[str(name)]
-        figure.add_shape(type="line", x0=mean, x1=mean, y0=row - 0.3, y1=row + 0.3, line={"color": AMBER, "width": 3})
-    figure.update_xaxes(title_text=x, tickformat=".0%" if percent else "", fixedrange=True)
-    figure.update_yaxes(tickvals=list(place.values()), ticktext=names, autorange="reversed", automargin=True, fixedrange=True)
-    return _finished(figure, height=90 + 44 * len(names))
+        means.append(
+            {"type": "line", "x0": mean, "x1": mean, "y0": row - 0.3, "y1": row + 0.3, "line": {"color": AMBER, "width": 3}}
+        )
+    rows = {"tickvals": list(place.values()), "ticktext": names, "autorange": "reversed", "automargin": True}
+    return figure([points], x=titled(x, tickformat=".0%" if percent else ""), y=rows, height=90 + 44 * len(names), shapes=means)
 
 
 def intervals_figure(rows: pd.DataFrame, *, x: str, chance: float) -> go.Figure:
@@ -493,34 +558,36 @@ def intervals_figure(rows: pd.DataFrame, *, x: str, chance: float) -> go.Figure:
         rows: columns name (text), mean, low, high, chosen (drawn in another colour).
         chance: what guessing reaches.
     """
-    figure = go.Figure()
+    traces = []
     for chosen, colour in ((False, BLUE), (True, AMBER)):
         part = rows[rows["chosen"] == chosen]
-        spread = {"array": part["high"] - part["mean"], "arrayminus": part["mean"] - part["low"], "thickness": 1.5, "width": 5}
-        figure.add_scatter(
-            x=part["mean"], y=part.index, mode="markers", error_x=spread, text=part["name"], customdata=part[["low", "high"]],
-            marker={"color": colour, "size": 11},
-            hovertemplate="%{text}: %{x:.3f} (%{customdata[0]:.3f} – %{customdata[1]:.3f})<extra></extra>",
+        mean, low, high = (part[name].to_numpy(dtype=float) for name in ("mean", "low", "high"))
+        traces.append(
+            {
+                "type": "scatter", "x": mean, "y": part.index.tolist(), "mode": "markers", "text": part["name"].tolist(),
+                "error_x": {"array": high - mean, "arrayminus": mean - low, "thickness": 1.5, "width": 5},
+                "customdata": np.stack([low, high], axis=1).tolist(), "marker": {"color": colour, "size": 11},
+                "hovertemplate": "%{text}: %{x:.3f} (%{customdata[0]:.3f} – %{customdata[1]:.3f})<extra></extra>",
+            }
         )  # fmt: skip
-    figure.add_vline(x=chance, line={"color": GREY, "dash": "dot"})
-    figure.update_xaxes(title_text=x, range=[0, 1.02], fixedrange=True)
-    names = [html.escape(name) for name in rows["name"]]
-    figure.update_yaxes(tickvals=list(rows.index), ticktext=names, autorange="reversed", automargin=True, fixedrange=True)
-    return _finished(figure, height=90 + 26 * len(rows))
+    line = {
+        "type": "line",
+        "x0": chance,
+        "x1": chance,
+        "y0": 0,
+        "y1": 1,
+        "yref": "y domain",
+        "line": {"color": GREY, "dash": "dot"},
+    }
+    names = {"tickvals": rows.index.tolist(), "ticktext": [literal(name) for name in rows["name"]]}
+    return figure(
+        traces, x=titled(x, range=[0, 1.02]), y={**names, "autorange": "reversed", "automargin": True}, height=90 + 26 * len(rows),
+        shapes=[line],
+    )  # fmt: skip
 
 
-def _colours(values: pd.Series) -> dict[str, Any]:
+def _colours(values: pd.Series) -> Trace:
     if values.min() >= 0:
         return {"colorscale": SEQUENTIAL, "zmin": 0}
     reach = float(values.abs().max())
     return {"colorscale": DIVERGING, "zmin": -reach, "zmax": reach}
-
-
-def _finished(figure: go.Figure, *, height: int, **layout: Any) -> go.Figure:
-    figure.update_layout(
-        height=height, margin={"l": 0, "r": 0, "t": 30, "b": 0}, showlegend=False, font={"family": FONT}, separators=".,", **layout
-    )
-    size = sum(np.size(trace.x) + np.size(trace.y) + (np.size(trace.z) if trace.type == "heatmap" else 0) for trace in figure.data)
-    if size > LIMIT:
-        raise ViewError(f"The chart would hold {size:,} numbers, and browsers become slow above {LIMIT:,}; choose fewer examples.")
-    return figure

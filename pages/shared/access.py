@@ -7,8 +7,10 @@ import html
 import importlib.util
 import ipaddress
 import json
+import math
 import os
 import sys
+import time
 from hashlib import sha256
 from pathlib import Path
 from string import Template
@@ -37,6 +39,7 @@ ENTER: Final = "/enter"
 LEAVE: Final = "/leave"
 COOKIE_SECONDS: Final = 90 * 24 * 3600
 FORM_BYTES: Final = 4096
+ASKED_SECONDS: Final = 0.2
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 STREAM: Final = "/_stcore/stream"
 FORWARDED: Final = frozenset({"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"})
@@ -191,8 +194,9 @@ def is_allowed(told: dict[str, Any]) -> bool:
 class Gate:
     """Every request and every message of a websocket comes from the right address, and from somebody who is let in.
 
-    What it refuses gets no further: no page runs, no callback, no upload. It asks again for each message of an open websocket, in both
-    directions, so that a revoked link ends a session at its next rerun.
+    What it refuses gets no further: no page runs, no callback, no upload. It asks again for each message that a browser sends on an open
+    websocket, so that a revoked link ends a session at its next rerun, and every `ASKED_SECONDS` of what is sent to it: a page is a
+    hundred messages.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -253,7 +257,12 @@ class Gate:
     async def _watched(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The websocket, until who opened it is not let in any more."""
         cookies = HTTPConnection(scope).cookies
-        ended = False
+        ended, asked = False, -math.inf
+
+        def is_still_let_in() -> bool:
+            nonlocal asked
+            asked = time.monotonic()
+            return is_let_in(scope, cookies)
 
         async def end() -> None:
             nonlocal ended
@@ -263,13 +272,13 @@ class Gate:
 
         async def receive_while_let_in() -> Message:
             message = await receive()
-            if message["type"] == "websocket.receive" and not is_let_in(scope, cookies):
+            if message["type"] == "websocket.receive" and not is_still_let_in():
                 await end()
                 return {"type": "websocket.disconnect", "code": 1008}
             return message
 
         async def send_while_let_in(message: Message) -> None:
-            if message["type"] == "websocket.send" and not is_let_in(scope, cookies):
+            if message["type"] == "websocket.send" and time.monotonic() > asked + ASKED_SECONDS and not is_still_let_in():
                 await end()
             if not ended:
                 await send(message)

@@ -23,6 +23,7 @@ from tracin_core.records.workspace import readiness
 
 # Not beside a folder named `pages`: Streamlit would run a deep link's page alone, without this script (docs/decisions/0001-asgi.md).
 SCRIPT: Final = Path(__file__).with_name("router.py")
+FOLDER: Final = bytes(SCRIPT.parent)
 SHELL: Final = Path(streamlit.__file__).parent / "static" / "index.html"
 
 
@@ -89,7 +90,7 @@ class NoPaths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_without_paths(message: Message) -> None:
             data = message.get("bytes")
-            if message["type"] == "websocket.send" and data and bytes(SCRIPT.parent) in data:
+            if message["type"] == "websocket.send" and data and FOLDER in data:
                 told = ForwardMsg.FromString(data)
                 if told.WhichOneof("type") == "new_session":
                     told.new_session.main_script_path = SCRIPT.name

@@ -114,7 +114,7 @@ def quadrants(run: Run, view: View, score: str, scale: charts.Scale, part: Part)
     own, mean = view.self_influence(), view.mean_influence()
     found = quadrants_of(own, mean)
     st.markdown(t("quadrants.why"))
-    axes = [charts.common_axis(values) for values in (np.abs(mean), own)]
+    axes = (charts.common_axis(np.abs(mean)), charts.common_axis(own))
     points = pd.DataFrame(
         {
             "x": axes[0].place(np.abs(mean)),
@@ -123,9 +123,7 @@ def quadrants(run: Run, view: View, score: str, scale: charts.Scale, part: Part)
             "group": pd.Categorical([t(f"quadrant.{name}") for name in found.labels]),
         }
     )[part]
-    figure = charts.points_figure(points.reset_index(drop=True), x=t("quadrants.x"), y=t("score.self_influence"))
-    for axis, update in zip(axes, (figure.update_xaxes, figure.update_yaxes), strict=True):
-        update(tickvals=[place for place, _ in axis.ticks()], ticktext=[text for _, text in axis.ticks()], range=[-0.03, 1.03])
+    figure = charts.points_figure(points.reset_index(drop=True), x=t("quadrants.x"), y=t("score.self_influence"), axes=axes)
     counts = replace(found, labels=found.labels[part], directions=found.directions[part]).counts.set_index("quadrant")
     told = " · ".join(f"{t(f'quadrant.{name}')} {int(counts.loc[name].sum()):,}" for name in counts.index)
     widgets.chart(figure, key="distribution.quadrants", alt=told)

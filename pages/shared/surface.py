@@ -56,47 +56,38 @@ def surface_figure(thresholds: Thresholds, least: list[int], counts: npt.NDArray
     """A cell per pair of settings, darker where more is listed, with the place of the line in view and of the command line's defaults."""
     places = np.arange(len(thresholds))
     words = [f"{threshold:g} → {int(count):,}" for row in counts for threshold, count in zip(thresholds, row, strict=True)]
-    figure = go.Figure(
-        go.Heatmap(
-            z=np.log1p(counts),
-            x=places,
-            y=least,
-            colorscale=charts.SEQUENTIAL,
-            hoverinfo="skip",
-            xgap=1,
-            ygap=1,
-            colorbar=scale(counts),
-        )
-    )
-    figure.add_scatter(
-        x=np.tile(places, len(least)), y=np.repeat(least, len(places)), mode="markers", customdata=list(range(counts.size)), text=words,
-        marker={"symbol": "square", "size": 20, "opacity": 0}, showlegend=False,
-        hovertemplate=f"%{{y}} × %{{text}}<extra>{t('surface.cell')}</extra>",
-    )  # fmt: skip
-    marks = {t("surface.here"): (line.threshold, line.rule.occurrences, "circle"), t("surface.usual"): (USUAL, TIMES, "diamond")}
-    for name, (threshold, k, symbol) in marks.items():
-        if k <= least[-1] and threshold >= thresholds[0]:
-            colour = HERE if symbol == "circle" else "#ffffff"
-            figure.add_scatter(
-                x=[np.interp(threshold, thresholds, places)], y=[k], mode="markers", name=name, hovertemplate=f"{name}<extra></extra>",
-                marker={"symbol": symbol, "size": 15, "color": colour, "line": {"width": 2, "color": charts.INK}},
-            )  # fmt: skip
+    cells = {
+        "type": "heatmap", "z": np.log1p(counts), "x": places, "y": least, "colorscale": charts.SEQUENTIAL, "hoverinfo": "skip",
+        "xgap": 1, "ygap": 1, "colorbar": scale(counts),
+    }  # fmt: skip
+    squares = {
+        "type": "scatter", "x": np.tile(places, len(least)), "y": np.repeat(least, len(places)), "mode": "markers", "text": words,
+        "customdata": list(range(counts.size)), "marker": {"symbol": "square", "size": 20, "opacity": 0}, "showlegend": False,
+        "hovertemplate": f"%{{y}} × %{{text}}<extra>{t('surface.cell')}</extra>",
+    }  # fmt: skip
     ticks = np.unique(np.linspace(0, len(thresholds) - 1, 9).round().astype(int))
-    figure.update_xaxes(
-        title_text=t("threshold.value"),
-        tickvals=ticks,
-        ticktext=[charts.short(thresholds[place]) for place in ticks],
-        fixedrange=True,
-        range=[-0.5, len(thresholds) - 0.5],
-        showgrid=False,
-    )
-    rows = {"tickvals": least, "range": [0.5, least[-1] + 0.5], "fixedrange": True, "showgrid": False}
-    figure.update_yaxes(title_text=t("threshold.occurrences"), **rows)
-    figure.update_layout(
-        height=110 + 28 * len(least), margin={"l": 0, "r": 0, "t": 30, "b": 0}, font={"family": charts.FONT},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    across = {"tickvals": ticks, "ticktext": [charts.short(thresholds[place]) for place in ticks], "showgrid": False}
+    return charts.figure(
+        [cells, squares, *marks(thresholds, least, line)],
+        x=charts.titled(t("threshold.value"), **across, range=[-0.5, len(thresholds) - 0.5]),
+        y=charts.titled(t("threshold.occurrences"), tickvals=least, range=[0.5, least[-1] + 0.5], showgrid=False),
+        height=110 + 28 * len(least), showlegend=True, legend=charts.ABOVE,
     )  # fmt: skip
-    return figure
+
+
+def marks(thresholds: Thresholds, least: list[int], line: Line) -> list[charts.Trace]:
+    """Where the line in view stands on the surface, and where the command line's defaults would."""
+    here = (t("surface.here"), line.threshold, line.rule.occurrences, "circle", HERE)
+    usual = (t("surface.usual"), USUAL, TIMES, "diamond", "#ffffff")
+    return [
+        {
+            "type": "scatter", "x": [np.interp(threshold, thresholds, np.arange(len(thresholds)))], "y": [k], "mode": "markers",
+            "name": name, "hovertemplate": f"{name}<extra></extra>",
+            "marker": {"symbol": symbol, "size": 15, "color": colour, "line": {"width": 2, "color": charts.INK}},
+        }
+        for name, threshold, k, symbol, colour in (here, usual)
+        if k <= least[-1] and threshold >= thresholds[0]
+    ]  # fmt: skip
 
 
 def scale(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
