@@ -1,7 +1,7 @@
 """Who is let in: links, the gate, and a server that others could reach; seen from outside, in a real browser, and in the files."""
 
-import base64
 import http.client
+import io
 import json
 import os
 import re
@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import lab
 import psutil
 import pytest
 import soundfile
 from conftest import ROOT, idle, is_up, start_server, stop_server, visit
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from pages.shared import access as gate
@@ -505,17 +506,55 @@ def test_every_page_works_under_the_policy_and_names_no_path(guarded: Guarded, i
         assert near < 0, told[max(near - 300, 0) : near + 200]
 
 
+def address_of(guarded: Guarded, kind: str) -> str:
+    preview = guarded.run.preview(str(guarded.run.samples["id"][0]))
+    return f"/previews/{guarded.run.manifest.dataset}/{preview.picture.with_suffix(kind).name}"
+
+
 @pytest.mark.browser
-def test_a_sound_in_the_cell_of_a_table_may_be_played(guarded: Guarded, inside: Watched) -> None:
-    """Tables hold their sounds as data URLs."""
+def test_a_sound_has_an_address_and_may_be_played(guarded: Guarded, inside: Watched) -> None:
     sound = guarded.run.preview(str(guarded.run.samples["id"][0])).sound
     heard = """url => new Promise(told => {
         const sound = new Audio(url);
         sound.onloadedmetadata = () => told(sound.duration);
         sound.onerror = () => told(sound.error.message);
     })"""
-    url = f"data:audio/wav;base64,{base64.b64encode(sound.read_bytes()).decode()}"
-    assert inside.page.evaluate(heard, url) == pytest.approx(soundfile.info(sound).duration, abs=0.01)
+    length = inside.page.evaluate(heard, address_of(guarded, ".wav"))
+    assert length == pytest.approx(soundfile.info(sound).duration, abs=0.01)
+
+
+def test_pictures_and_sounds_are_for_those_who_are_let_in_and_are_kept_by_the_browser(guarded: Guarded) -> None:
+    for kind, magic in ((".png", b"\x89PNG"), (".wav", b"RIFF")):
+        address = address_of(guarded, kind)
+        assert ask(guarded, "GET", address)[0] == 403
+        status, headers, content = ask(guarded, "GET", address, Cookie=guarded.cookie)
+        assert (status, content[:4], headers["cache-control"]) == (200, magic, "private, max-age=31536000, immutable")
+        assert content == guarded.run.preview(str(guarded.run.samples["id"][0])).picture.with_suffix(kind).read_bytes()
+    small = ask(guarded, "GET", f"{address_of(guarded, '.png')}?width=40", Cookie=guarded.cookie)[2]
+    assert Image.open(io.BytesIO(small)).width == 40
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/previews/{dataset}/../../tracin.sqlite3",
+        "/previews/{dataset}/..%2f..%2f..%2ftracin.sqlite3",
+        "/previews/..%2f..%2fdatasets%2f{dataset}/{name}",
+        "/previews/{dataset}/{stem}.json",
+        "/previews/{dataset}/{stem}.PNG",
+        "/previews/{dataset}/{name}%00.png",
+        "/previews/{dataset}/{name}?width=0",
+        "/previews/{dataset}/{name}?width=99999",
+        "/previews/{dataset}/{name}?width=-40",
+        "/previews/{dataset}/{name}?width=\u0664\u0660",
+        "/previews/0123456789ab/{name}",
+        "/previews/{dataset}/0123456789abcdef0123456789abcdef.png",
+    ],
+)
+def test_an_address_leads_to_previews_only(guarded: Guarded, path: str) -> None:
+    picture = guarded.run.preview(str(guarded.run.samples["id"][0])).picture
+    asked = path.format(dataset=guarded.run.manifest.dataset, name=picture.name, stem=picture.stem)
+    assert ask(guarded, "GET", quote(asked, safe="/%?="), Cookie=guarded.cookie)[0] in (400, 404)
 
 
 @pytest.mark.browser

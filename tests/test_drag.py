@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import lab
 import numpy as np
 import pytest
-from conftest import idle, start_server, stop_server, visit
+from conftest import ROOT, idle, start_server, stop_server, visit
 from playwright.sync_api import Locator, Page, expect
 
 SCRIPT = Path(__file__).parent / "scripts" / "drag.py"
@@ -181,3 +182,25 @@ def contrast(*colours: str) -> float:
         linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
         lights.append(float(linear @ [0.2126, 0.7152, 0.0722]))
     return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def test_a_click_on_the_surface_sets_threshold_and_occurrences(page: Page, studio: lab.Studio, tmp_path: Path) -> None:
+    """On the page itself: what is read under the mouse is what the fields and the mark say after the click."""
+    server, process = start_server(studio.place.root, ROOT / "app.py", tmp_path / "server.log")
+    try:
+        visit(page, f"{server.url}/threshold?run={studio.run.id}&m=2")
+        field = page.locator(".surface .field")
+        box = field.bounding_box()
+        field.hover(position={"x": 0.9 * box["width"], "y": box["height"] - 4})
+        read = re.fullmatch(r"1 occurrences × (\S+) → ([\d,]+) listed", page.locator(".surface .reading").inner_text())
+        assert read, page.locator(".surface .reading").inner_text()
+        field.click(position={"x": 0.9 * box["width"], "y": box["height"] - 4})
+        idle(page)
+        expect(page.get_by_role("spinbutton", name="Minimum occurrences")).to_have_value("1")
+        assert float(page.get_by_role("spinbutton", name="Threshold").input_value()) == pytest.approx(float(read[1]), rel=0.01)
+        assert page.get_by_text(re.compile(r"^Listed at .*by minimum occurrences: 1: ([\d,]+);")).count() == 1
+        listed = re.search(r"occurrences: 1: ([\d,]+);", page.locator(".surface .field").get_attribute("aria-label") or "")
+        assert listed
+        assert listed[1] == read[2]
+    finally:
+        stop_server(process)

@@ -1,8 +1,5 @@
 """Examples on a page: their names, choosing one, galleries, cards and players."""
 
-import base64
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -10,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 import streamlit as st
 
-from pages.shared import session, spectrograms, widgets
+from pages.shared import media, session, spectrograms, widgets
 from pages.shared.i18n import t
 from pages.shared.session import plain
 from tracin_core import charts
@@ -162,7 +159,7 @@ def gallery(
     for side in ("1", "2") if "id1" in shown else ("",):
         samples = shown[f"id{side}"]
         told = [side_label(example, side) for _, example in shown.iterrows()]
-        previews = [data_url(run, sample) for sample in samples]
+        previews = [(media.picture_address(run, sample), media.sound_address(run, sample)) for sample in samples]
         table[f"what{side}"] = told
         parts[f"what{side}"] = t("pair.side", side=side)
         for name, column, values in zip(
@@ -227,13 +224,23 @@ def example_card(run: Run, example: pd.Series) -> None:
                 if drawn is None:
                     sample_player(run, sample)
                 else:
-                    st.image(drawn.sides[place], width="stretch", alt=t("card.spectrogram.alt", id=sample, **told(drawn)))
+                    st.image(
+                        drawn.sides[place],
+                        width="stretch",
+                        output_format="PNG",
+                        alt=t("card.spectrogram.alt", id=sample, **told(drawn)),
+                    )
                     st.audio(str(run.preview(sample).sound))
         if drawn is not None:
             with st.container(border=True, width=spectrograms.CARD):
                 st.markdown(f"**{t('card.difference')}** · {t('pair.side', side=1)} − {t('pair.side', side=2)}")
                 louder = t("card.louder", louder=drawn.louder)
-                st.image(drawn.difference, width="stretch", alt=f"{t('card.difference.alt', **told(drawn))} {louder}")
+                st.image(
+                    drawn.difference,
+                    width="stretch",
+                    output_format="PNG",
+                    alt=f"{t('card.difference.alt', **told(drawn))} {louder}",
+                )
                 st.markdown(louder)
     if drawn is not None:
         st.markdown(f":small[{t('card.shown', reach=spectrograms.REACH, **told(drawn))}]")
@@ -275,24 +282,16 @@ def sample_player(run: Run, sample_id: str) -> None:
     if not any(file.is_file() for file in preview):
         st.info(t("preview.missing", id=plain(sample_id)), icon=":material/hearing_disabled:")
     if preview.picture.is_file():
-        st.image(str(preview.picture), width=360 if preview.sound.is_file() else 180, alt=t("spectrogram.alt", id=sample_id))
+        st.image(
+            str(preview.picture),
+            output_format="PNG",
+            width=360 if preview.sound.is_file() else 180,
+            alt=t("spectrogram.alt", id=sample_id),
+        )
     if preview.sound.is_file():
         st.audio(str(preview.sound))
     if preview.text.is_file():
         st.code(unsealed_text(preview.text.read_text(encoding="utf-8")), language=None, wrap_lines=True)
-
-
-def data_url(run: Run, sample_id: str) -> tuple[str | None, str | None]:
-    """A sample's picture and sound as data URLs, each None where its file is not there."""
-    preview = run.preview(sample_id)
-    files = ((preview.picture, "image/png"), (preview.sound, "audio/wav"))
-    picture, sound = (_data_url(path, kind) if path.is_file() else None for path, kind in files)
-    return picture, sound
-
-
-@lru_cache(maxsize=500)
-def _data_url(path: Path, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"  # files are named by content: never stale
 
 
 def ranked(examples: pd.DataFrame, *, key: str) -> None:

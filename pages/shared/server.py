@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
-from pages.shared import access, session, uploads, widgets
+from pages.shared import access, media, session, uploads, widgets
 from tracin_core.errors import TracInError
 from tracin_core.records.workspace import readiness
 
@@ -134,5 +134,11 @@ def show_error(failure: Exception) -> bool:
     return True
 
 
-ROUTES: Final[list[BaseRoute]] = [Route("/healthz", healthz), Route("/readyz", readyz), *access.ROUTES, *uploads.ROUTES]
+ROUTES: Final[list[BaseRoute]] = [
+    Route("/healthz", healthz),
+    Route("/readyz", readyz),
+    *access.ROUTES,
+    *uploads.ROUTES,
+    *media.ROUTES,
+]
 MIDDLEWARE: Final = [Middleware(SecurityHeaders), Middleware(access.Gate), Middleware(NoPaths)]

@@ -2,17 +2,13 @@
 
 import getpass
 from collections.abc import Callable
-from functools import lru_cache
-from io import BytesIO
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 import streamlit as st
-from PIL import Image
 
-from pages.shared import access, examples, session, widgets
+from pages.shared import access, examples, media, session, widgets
 from pages.shared.exclusion import Line, levels_of, samples_of, verdict_on
 from pages.shared.i18n import t
 from pages.shared.session import plain
@@ -145,26 +141,15 @@ def card(run: Run, entry: pd.Series, is_current: bool, verdict: pd.Series | None
     )
     told = "" if verdict is None else f" · :material/{ICONS[verdict['verdict']]}: {t('verdict.' + verdict['verdict'])}"
     st.markdown(f":small[{entry['level']:,.5g}{told}]")
-    previews = [run.preview(sample) for sample in samples]
     width = THUMB // len(samples)
-    pictures: list[Any] = [thumbnail(preview.picture, width) for preview in previews if preview.picture.is_file()]
-    if pictures:
-        st.image(pictures, width=width, alt=[t("spectrogram.alt", id=", ".join(samples))] * len(pictures))
-    for preview in previews:
-        if preview.sound.is_file():
-            st.audio(str(preview.sound))
+    pictures = [(media.picture_address(run, sample, width=2 * width), t("spectrogram.alt", id=sample)) for sample in samples]
+    sounds = [media.sound_address(run, sample) for sample in samples]
+    media.strip(
+        [(address, words) for address, words in pictures if address], [address for address in sounds if address], width=width
+    )
+    for preview in [run.preview(sample) for sample in samples]:
         if preview.text.is_file() and not preview.picture.is_file():
             st.code(unsealed_text(preview.text.read_text(encoding="utf-8")), language=None, height=110)
-
-
-@lru_cache(maxsize=500)
-def thumbnail(path: Path, width: int) -> bytes:
-    """The picture no wider than this, as PNG. Previews are named by their content, so that none is ever stale."""
-    with Image.open(path) as picture:
-        picture.thumbnail((width, 4 * width))
-        told = BytesIO()
-        picture.save(told, "PNG")
-    return told.getvalue()
 
 
 # ---- deciding -------------------------------------------------------------------------------------------------------------------
