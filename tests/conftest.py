@@ -28,6 +28,8 @@ from lab import Shelf, Studio, stop_worker
 from playwright.sync_api import Page, expect
 from streamlit.testing.v1 import AppTest
 
+from tracin_core.cli.people import ALLOCATOR
+
 ROOT = Path(__file__).resolve().parents[1]
 ROUTER = ROOT / "pages" / "shared" / "router.py"
 HOME = "overview"
@@ -166,7 +168,7 @@ def start_server(workspace: Path, script: Path, log: Path) -> tuple[Server, subp
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.address=127.0.0.1", f"--server.port={port}"]
-    environment = {**os.environ, "TRACIN_WORKSPACE": str(workspace), "PYTHONPATH": str(ROOT)}
+    environment = {**ALLOCATOR, **os.environ, "TRACIN_WORKSPACE": str(workspace), "PYTHONPATH": str(ROOT)}
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
     server = Server(f"http://127.0.0.1:{port}", log)

@@ -46,9 +46,8 @@ class Figures:
 
 
 @pytest.fixture
-def served(studio: lab.Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str, psutil.Process]]:
+def served(studio: lab.Studio, tmp_path: Path) -> Iterator[tuple[str, str, psutil.Process]]:
     """A dashboard over a small run: its address, the run, its process."""
-    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")  # as `serve` does
     running, process = start_server(studio.place.root, ROOT / "app.py", tmp_path / "server.log")
     yield running.url, studio.run.id, psutil.Process(process.pid)
     stop_server(process)

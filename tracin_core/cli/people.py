@@ -5,7 +5,7 @@ import socket
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -15,6 +15,10 @@ from tracin_core.errors import InputError
 from tracin_core.recipe import is_loopback
 
 access = typer.Typer(name="access", help="Who may come in over the network: one link per person.", rich_markup_mode=None)
+
+
+# A thread per visitor, each with a heap of its own, would hold much that is free; so would one heap with holes the size of a score.
+ALLOCATOR: Final = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
 
 
 def serve(
@@ -34,9 +38,8 @@ def serve(
     if with_demo and place.runs().empty:
         place.start_demo()
     os.environ["TRACIN_WORKSPACE"] = str(place.root)
-    os.environ.setdefault(
-        "MALLOC_ARENA_MAX", "2"
-    )  # a thread per visitor, each with a heap of its own, would hold much that is free
+    for name, value in ALLOCATOR.items():
+        os.environ.setdefault(name, value)
     say(f"TracIn Studio: http://{host}:{port}   (workspace {place.root}; Ctrl-C ends it, computations go on)")
     os.chdir(PROJECT)
     command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.address={host}", f"--server.port={port}"]

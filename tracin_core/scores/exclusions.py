@@ -10,7 +10,7 @@ A pair is unordered: of (a, b) and (b, a), or of repeated draws, the first in th
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +86,7 @@ def choose_pairs(
     rule = _Rule(_reader(scores, counted), test_ids, threshold, min_occurrences)
     kept = first_of_each(pairs)
     rows = np.flatnonzero(kept) if candidates is None else candidates[kept[candidates]]
-    found = rule.harmful(pairs[["id", "id1", "id2"]], rows)
+    found = rule.harmful(pairs[["id", "id1", "id2"]], rows, None if pair_mode == "full_pair" else max_exclusions)
     if pair_mode == "full_pair":
         listed = _ordered(_both_samples(found), SAMPLE_ORDER, max_exclusions)
         return _typed(listed.assign(affected_tests=rule.affected_of(listed["id"], found)), SAMPLE_COLUMNS)
@@ -96,7 +96,7 @@ def choose_pairs(
 
 def choose_samples(rule: "_Rule", table: pd.DataFrame, most: int | None, candidates: Rows | None = None) -> pd.DataFrame:
     """The pair rule on samples, in the pair rule's order, with the columns of a list of samples."""
-    found = rule.harmful(table, np.arange(len(table)) if candidates is None else candidates)
+    found = rule.harmful(table, np.arange(len(table)) if candidates is None else candidates, most)
     listed = _ordered(found, PAIR_ORDER, most)
     return _typed(listed.assign(affected_tests=rule.affected(listed["row"])), SAMPLE_COLUMNS)
 
@@ -110,8 +110,12 @@ class _Rule:
     threshold: float
     min_occurrences: int
 
-    def harmful(self, table: pd.DataFrame, rows: Rows) -> pd.DataFrame:
-        """Those of the rows that are candidates: row, the table's columns, occurrences, total_harm, average_influence."""
+    def harmful(self, table: pd.DataFrame, rows: Rows, most: int | None = None) -> pd.DataFrame:
+        """Those of the rows that are candidates: row, the table's columns, occurrences, total_harm, average_influence.
+
+        Args:
+            most: of them the first so many in the order of pairs, and those that equal the last but for their id.
+        """
         ids = table["id"].to_numpy()
         occurrences, harm = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows))
         for place, scores in self._blocks(rows):
@@ -119,17 +123,12 @@ class _Rule:
             below = scores < self.threshold
             occurrences[place] = below.sum(axis=1)
             harm[place] = np.where(below, scores, 0.0).sum(axis=1)
-        chosen = occurrences >= self.min_occurrences
-        return (
-            table.iloc[rows[chosen]]
-            .reset_index(drop=True)
-            .assign(
-                row=rows[chosen],
-                occurrences=occurrences[chosen],
-                total_harm=harm[chosen],
-                average_influence=harm[chosen] / occurrences[chosen],
-            )
-        )
+        chosen = np.flatnonzero(occurrences >= self.min_occurrences)
+        if most is not None and len(chosen) > most:
+            chosen = chosen[_leads(-occurrences[chosen], harm[chosen] / occurrences[chosen], most)]
+        numbers = {"row": rows[chosen], "occurrences": occurrences[chosen], "total_harm": harm[chosen]}
+        found = table.iloc[rows[chosen]].reset_index(drop=True)
+        return found.assign(**numbers, average_influence=harm[chosen] / occurrences[chosen])
 
     def affected(self, rows: pd.Series) -> pd.Series:
         """The tests on which each row's score lies below the threshold."""
@@ -154,6 +153,12 @@ class _Rule:
         for start in range(0, len(rows), step):
             place = slice(start, min(start + step, len(rows)))
             yield place, self.read(rows[place])
+
+
+def _leads(first: npt.NDArray[Any], second: Scores, most: int) -> npt.NDArray[np.bool_]:
+    """Which entries are among the first so many by two numbers, ascending; of those that equal the last of them, all."""
+    last = np.lexsort((second, first))[most - 1]
+    return np.asarray((first < first[last]) | ((first == first[last]) & (second <= second[last])))
 
 
 def _reader(scores: Scores | Reader, counted: npt.NDArray[np.bool_]) -> Reader:

@@ -60,10 +60,16 @@ class Levels:
     def borderline(self, threshold: float, each: int = 6) -> tuple[Rows, Rows]:
         """The entries nearest the line, nearest first: so many of those listed, and of those that are not. Equals in the order of ids."""
         chosen, within = self.chosen(threshold), np.isfinite(self.listed)
-        order = pd.DataFrame({"gap": np.abs(self.listed - threshold), "id": self.entries["id"].to_numpy()})
-        near = [order[side & within].nsmallest(8 * each, "gap", keep="all") for side in (chosen, ~chosen)]
-        one, two = (side.sort_values(["gap", "id"]).index[:each].to_numpy(dtype=np.int64) for side in near)
-        return one, two
+        gaps = np.abs(self.listed - threshold)
+        return self._nearest(np.flatnonzero(chosen & within), gaps, each), self._nearest(
+            np.flatnonzero(~chosen & within), gaps, each
+        )
+
+    def _nearest(self, rows: Rows, gaps: Array, each: int) -> Rows:
+        if len(rows) > each:
+            rows = rows[gaps[rows] <= np.partition(gaps[rows], each - 1)[each - 1]]  # with all that are as near as the last
+        near = pd.DataFrame({"row": rows, "gap": gaps[rows], "id": self.entries["id"].iloc[rows].to_numpy()})
+        return near.sort_values(["gap", "id"])["row"].to_numpy(dtype=np.int64)[:each]
 
     @cached_property
     def _sorted(self) -> tuple[Array, Array, Array]:
