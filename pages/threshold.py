@@ -2,8 +2,9 @@
 
 import streamlit as st
 
-from pages.shared import exclusion, exporting, frame, session, surface, verdicts, widgets
+from pages.shared import frame, session, widgets
 from pages.shared.i18n import t
+from pages.shared.threshold import exclusion, exporting, surface, verdicts
 
 with frame.page("page.threshold"):
     run = session.selected_run()

@@ -40,7 +40,7 @@ def run(shell: Shell) -> Run:
     return made
 
 
-@pytest.mark.parametrize("verb", ["calibrate", "retrain", "lds", "stability"])
+@pytest.mark.parametrize("verb", ["calibrate", "retrain", "lds", "leave-out", "stability"])
 def test_help_shows_an_example_and_the_manual_names_every_option(shell: Shell, verb: str) -> None:
     answer = shell.here("evaluate", verb, "--help")
     assert (answer.returncode, answer.stderr) == (0, "")

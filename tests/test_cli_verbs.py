@@ -133,6 +133,30 @@ def test_a_score_file_gives_the_list_that_its_run_gives(shell: Shell, run: Run) 
     assert (provenance["score_file"], provenance["run"]) == (Path(file).name, run.id)
 
 
+def test_what_people_decided_is_told_and_applied_when_asked_for(shell: Shell, run: Run) -> None:
+    """The shell's list with --verdicts is the Threshold page's; without, it says what it leaves aside."""
+    rule = ("generate-exclusions", "--run", run.id, "--threshold", THRESHOLD, "--output-file", "decided.txt")
+    chosen = run.view().exclusions(threshold=float(THRESHOLD))
+    row, spare = next((row, pair) for row, pair in enumerate(run.train_pairs.itertuples()) if pair.id not in set(chosen["id"]))
+    first = chosen.iloc[0]
+    shell.place.decide(run, (first["id1"], first["id2"]), "keep", who="Mei")
+    shell.place.decide(run, (spare.id2, spare.id1), "exclude", who="Mei")
+    try:
+        told = shell.here(*rule)
+        assert "People exclude 1 more and keep 1 of these (Threshold page); add --verdicts" in told.stdout
+        assert read_exclusions(shell.home / "decided.txt") == chosen["id"].tolist()
+        document = shell.json(*rule, "--verdicts")
+        assert read_exclusions(shell.home / "decided.txt") == [*chosen["id"].iloc[1:], spare.id]
+        assert document["verdicts"] == {"excluded_by_person": 1, "kept_by_person": 1}
+        provenance = json.loads((shell.home / "decided.provenance.json").read_text())
+        assert provenance["rule"]["kept_by_person"] == 1
+        assert [entry["decided_by"] for entry in provenance["entries"]] == ["rule"] * (len(chosen) - 1) + ["person"]
+        assert provenance["entries"][-1]["occurrences"] == (run.view().influence()[row] < float(THRESHOLD)).sum()
+    finally:
+        for samples in ((first["id1"], first["id2"]), (spare.id1, spare.id2)):
+            shell.place.decide(run, samples, "none", who="Mei")
+
+
 def test_what_is_no_number_in_a_score_file_is_named_and_does_no_harm(shell: Shell, run: Run) -> None:
     """A null where the most harmful pair stood takes one occurrence from it, and its key is on a line."""
     records = json.loads((shell.home / "meta" / "box_500hz_influence_metadata.json").read_text())

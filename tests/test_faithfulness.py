@@ -1,6 +1,8 @@
 """Do influences foretell training on subsets? The job's figures against trainings and correlations done by hand."""
 
 import re
+import shutil
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from tracin_core.data.files import read_json
 from tracin_core.data.readers import reader_for
 from tracin_core.engine.training import train
 from tracin_core.errors import InputError
-from tracin_core.evaluating.faithfulness import kept_examples
+from tracin_core.evaluating.faithfulness import kept_examples, subsets, unit_influence
 from tracin_core.records.faithfulness import FOLDER, Faithfulness, faithfulness, start_lds
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace
@@ -131,6 +133,52 @@ def test_pairs_are_drawn_where_pairs_are_asked_for(place: Workspace, runs: dict[
     assert answer.ceiling is None
     kept = half_subsets(len(run.train_pairs), 3)
     assert (kept_examples(run.methods(), "pair", run.train_pairs["id"].tolist(), kept, set()) == kept).all()
+
+
+@pytest.mark.parametrize("unit", ["sample", "pair"])
+def test_what_is_left_out_is_one_at_a_time_or_groups_of_like_influence_and_of_chance(runs: dict[str, Run], unit: Any) -> None:
+    run = runs["order"]
+    view = run.view()
+    table = view.train_pairs if unit == "pair" else view.train_samples
+    names = table["id"].tolist()
+    single = subsets(run.methods(), {"drawn": "single", "subsets": 7, "unit": unit}, names, 5)
+    assert ((~single).sum(axis=1) == 1).all()
+    assert len({int(np.flatnonzero(~row)[0]) for row in single}) == 7
+    by_hand = []
+    for name in names:  # slow and obvious
+        ends = [(pair.id,) if unit == "pair" else (pair.id1, pair.id2) for pair in view.train_pairs.itertuples()]
+        by_hand.append(sum(view.influence()[row].mean() for row, one in enumerate(ends) if name in one))
+    np.testing.assert_allclose(unit_influence(run.methods(), unit, names), by_hand, rtol=1e-9)
+    groups = subsets(run.methods(), {"drawn": "groups", "subsets": 8, "share": 0.2, "unit": unit}, names, 5)
+    alike, chance = groups[:4], groups[4:]
+    reach = [(min(found), max(found)) for found in (np.array(by_hand)[~row] for row in alike)]
+    assert all(high <= low for (_, high), (low, _) in pairwise(reach))
+    assert ((~alike).sum(axis=0) <= 1).all()  # none in two of them
+    assert set((~chance).sum(axis=1)) == {max(round(0.2 * len(names)), 1)}
+
+
+@pytest.mark.parametrize("target", TASKS)
+def test_leaving_out_one_at_a_time_is_trained_and_judged(place: Workspace, runs: dict[str, Run], target: str) -> None:
+    run = runs[target]
+    place.queue.wait(start_lds(place, run, drawn="single", subsets=6, repeats=1).id)
+    answer = next(one for one in faithfulness(place, run) if one.drawn == "single")
+    assert (answer.subsets, answer.reported_on) == (6, 3)
+    folder = place.root / FOLDER / answer.number
+    names = run.splits["train"]["id"].tolist()
+    kept = subsets(run.methods(), {"drawn": "single", "subsets": 6, "unit": "sample"}, names, int(answer.number, 16))
+    measured = np.array([-losses_by_hand(run, np.load(folder / f"{row:03d}-1" / "outputs.npy").astype(float)) for row in range(6)])
+    influence, view = run.view().influence(), run.view()
+    lost = np.zeros_like(measured)
+    for row, out in enumerate(np.array(names)[np.argmin(kept, axis=1)]):
+        for place_of, example in enumerate(view.train_pairs.itertuples()):
+            if out in ((example.id1, example.id2) if run.noun == "pair" else (example.id,)):
+                lost[row] += influence[place_of]
+    reported = np.sort(np.random.default_rng(int(answer.number, 16)).permutation(6)[3:])
+    for test in range(measured.shape[1]):
+        told = answer.per_test["tracin"].astype(float).iloc[test]
+        if np.isfinite(told):
+            assert told == pytest.approx(scipy.stats.spearmanr(-lost[reported, test], measured[reported, test]).statistic, abs=1e-9)
+    shutil.rmtree(folder)  # other tests look for the newest of the run
 
 
 def test_asked_again_nothing_is_trained_again(place: Workspace, runs: dict[str, Run], found: dict[str, Faithfulness]) -> None:

@@ -315,6 +315,7 @@ def test_the_export_says_everything_and_escapes_it(studio: Studio) -> None:
     place, run = studio.place, studio.run
     attack = '<script>alert(1)</script><img src=x onerror="alert(2)">'
     known = {"run": run.id, "score": "self_influence", "scale": "asinh", "tail": "high"}
+    listed = {"run": run.id, "mode": "ranking_pair", "m": "1", "most": "3", "T": "-0.001"}
     views = [
         SavedViews(place.root).save(**example(run=run.id, digest=run.digest, **changed))
         for changed in (
@@ -322,7 +323,8 @@ def test_the_export_says_everything_and_escapes_it(studio: Studio) -> None:
             {"page": "distribution", "parameters": known},
             {"page": "angles", "parameters": {"run": run.id, "score": "mean_influence", "statistic": "mean", "cell": "36-72"}},
             {"page": "neighbours", "parameters": {"run": run.id, "test": run.view().test_pairs["id"][0], "side": "opponents"}},
-            {"page": "threshold", "parameters": {"run": run.id, "mode": "ranking_pair", "m": "1", "most": "3", "T": "-0.001"}},
+            {"page": "threshold", "parameters": {**listed, "rule": "harm", "given": "score", "desk": "listed", "look": "a"}},
+            {"page": "threshold", "parameters": {**listed, "rule": "suspect", "S": "0.1"}},
             {"page": "distribution", "parameters": {**known, "over": "loss:ghm"}},
             {"page": "compare", "parameters": {"run": run.id}},
         )
@@ -332,8 +334,8 @@ def test_the_export_says_everything_and_escapes_it(studio: Studio) -> None:
         assert len(html.encode()) < 8_000_000
         assert "<script>alert" not in html
         assert "<img src=x" not in html
-        assert html.count("Look at the tail.") == 6
-        assert html.count(texts_of_report(language)["saved.no_chart"]) == 3  # what is not understood is not drawn
+        assert html.count("Look at the tail.") == 7
+        assert html.count(texts_of_report(language)["saved.no_chart"]) == 4  # what is not understood is not drawn
     assert run.view().exclusions(-0.001, 1, 3)["id"][0] in html
 
 

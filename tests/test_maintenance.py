@@ -332,6 +332,20 @@ def test_a_damaged_seal_is_named_and_a_run_without_one_is_told(root: Path) -> No
     assert found.unsealed == [second.name]
 
 
+def test_a_damaged_verdict_is_named(root: Path) -> None:
+    place = open_workspace(root)
+    run = place.run(place.runs()["id"].iloc[0])
+    pair = run.train_pairs.iloc[0]
+    place.decide(run, (pair["id1"], pair["id2"]), "exclude", who="Mei", why="a truck passed")
+    found = verify(root)
+    assert (found.damages, found.files["verdicts"]) == ([], 1)
+    path = root / "runs" / run.id / "verdicts.jsonl"
+    path.write_text(path.read_text().replace("truck", "train"))
+    (damage,) = verify(root).damages
+    assert damage.file == f"runs/{run.id}/verdicts.jsonl"
+    assert "Line 1" in damage.reason
+
+
 def test_a_run_that_a_later_one_replaced_is_verified_too(root: Path) -> None:
     """Links to it go on working, so that what they show has to be right."""
     place = open_workspace(root)

@@ -14,7 +14,7 @@ from test_pages import said, texts_of, viewer
 from pages.shared import spread
 from pages.shared.i18n import LANGUAGES
 from tracin_core import charts
-from tracin_core.scores.spread import group_spread
+from tracin_core.scores.spread import group_spread, thirds
 from tracin_core.scores.view import View
 
 
@@ -51,6 +51,33 @@ def test_quantiles_of_groups_are_those_of_a_loop(samples: int, pairs: int, seed:
             )
         else:
             assert np.isnan(row["q50"])
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, 2.0, np.nan]), st.sampled_from([0.0, 0.5, 1.0])), max_size=30))
+def test_thirds_hold_every_known_value_once_and_in_order(examples: list[tuple[float, float]]) -> None:
+    values, reached = [value for value, _ in examples], [right for _, right in examples]
+    found = thirds(values, reached)
+    known = sorted(value for value in values if not np.isnan(value))
+    assert found["n"].sum() == len(known)
+    assert found["lowest"].tolist() == sorted(found["lowest"])
+    for row in found.itertuples():
+        inside = [right for value, right in examples if row.lowest <= value <= row.highest]
+        assert (len(inside), pytest.approx(np.mean(inside))) == (row.n, row.reached)
+    if known and "low" in set(found["third"]):
+        cut = np.quantile(known, 1 / 3)
+        assert found["highest"].iloc[0] <= cut
+
+
+def test_thirds_say_what_the_model_reaches(studio: Studio, look: Callable[..., AppTest]) -> None:
+    """By hand: the pairs that the last checkpoint orders right, among the third with the highest self-influence."""
+    run, view = studio.run, studio.run.view()
+    own, last = view.self_influence(), run.kernels.train_outputs[-1].astype(float)
+    right = [1.0 if pair.target * (last[pair.first] - last[pair.second]) > 0 else 0.0 for pair in run.train_pairs.itertuples()]
+    top = own > np.quantile(own, 2 / 3)
+    page = look("distribution", run=run.id)
+    table = next(frame.value for frame in page.dataframe if "third" in frame.value)
+    assert table["reached"].iloc[-1] == f"{np.mean(np.array(right)[top]):.1%}"
+    assert table["n"].iloc[-1] == top.sum()
 
 
 def test_a_line_over_a_histogram_is_on_its_axis() -> None:
@@ -102,7 +129,7 @@ def test_a_part_is_what_is_shown(look: Callable[..., AppTest], studio: Studio) -
     touching = view.train_pairs[["angle1", "angle2"]].eq(36).any(axis=1)
     assert f"{int(touching.sum())} " in texts_of(test)
     expected = view.ranked(view.self_influence(), among=touching.to_numpy())
-    assert test.dataframe[1].value["id"].tolist() == expected["id"].head(20).tolist()
+    assert next(frame.value for frame in test.dataframe if "id" in frame.value)["id"].tolist() == expected["id"].head(20).tolist()
     assert expected["percentile"].max() <= view.ranked(view.self_influence())["percentile"].max()
 
 

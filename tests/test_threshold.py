@@ -19,8 +19,8 @@ from streamlit.testing.v1 import AppTest
 from test_influence import CASES, SETTINGS, Case
 from test_pages import said, viewer
 
-from pages.shared import dragging
 from pages.shared.i18n import LANGUAGES
+from pages.shared.threshold import dragging
 from tracin_core import charts
 from tracin_core.errors import ViewError
 from tracin_core.records.workspace import open_workspace

@@ -15,6 +15,7 @@ from tracin_core import charts
 from tracin_core.records.runs import Run
 from tracin_core.scores.maps import example_kernel, example_pca, tsne
 from tracin_core.scores.rollups import quadrants as quadrants_of
+from tracin_core.scores.spread import thirds
 from tracin_core.scores.view import View
 
 MARKS: Final = (0.05, 0.5, 0.95)
@@ -69,6 +70,24 @@ def spread(run: Run, view: View, score: str, scale: charts.Scale, part: Part) ->
     if zeros := int(np.sum(values == 0)):
         st.markdown(f":small[{t('spread.zeros.why', n=zeros, share=f'{zeros / len(values):.1%}')}]")
     widgets.quantile_table(quantiles)
+    if run.kind != "scores":
+        reached_in_thirds(run, values, part)
+
+
+def reached_in_thirds(run: Run, values: charts.Array, part: Part) -> None:
+    """How the last checkpoint does on the training examples with little, middling and much of the score."""
+    found = thirds(values, run.reached[part])
+    numbers = run.task == "regression"
+    shown = found.assign(
+        third=[t(f"thirds.{name}") for name in found["third"]],
+        reached=[f"{value:.4g}" if numbers else f"{value:.1%}" for value in found["reached"]],
+        **{end: [charts.short(value) for value in found[end]] for end in ("lowest", "highest")},
+    )
+    with st.expander(t("thirds.title.number" if numbers else "thirds.title"), icon=":material/stacked_bar_chart:"):
+        names = {name: t(f"thirds.{name}") for name in ("n", "lowest", "highest")}
+        of = {"third": t("thirds.third"), **names, "reached": t("thirds.reached.number" if numbers else "thirds.reached")}
+        st.dataframe(shown, hide_index=True, column_config=of)
+        st.markdown(f":small[{t('thirds.why')}]")
 
 
 def choose_other(run: Run, view: View) -> tuple[str, View] | None:

@@ -147,13 +147,8 @@ def foretold(run: Run) -> None:
         st.code(f".venv/bin/python -m tracin_core evaluate lds --run {run.id}", language=None)
         return
     newest = found[0]
-    told = {
-        "subsets": newest.reported_on,
-        "repeats": newest.repeats,
-        "share": f"{newest.share:.0%}",
-        "unit": t(f"foretold.{newest.unit}"),
-    }
-    st.markdown(t("foretold.what", **told))
+    drawn = t(f"foretold.drawn.{newest.drawn}", share=f"{newest.share:.0%}", unit=t(f"foretold.{newest.unit}"))
+    st.markdown(t("foretold.what", subsets=newest.reported_on, repeats=newest.repeats, drawn=drawn))
     table = newest.methods.assign(method=[t(f"compare.method.{name}") for name in newest.methods["method"]])
     columns: dict[str, Any] = {"method": t("foretold.method")}
     columns |= {name: st.column_config.NumberColumn(t(f"foretold.{name}"), format="%.3f") for name in ("lds", "low", "high")}

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from pages.shared import dragging, session
+from pages.shared import session
+from pages.shared.threshold import dragging
 from tracin_core import charts
 from tracin_core.scores.levels import Levels
 

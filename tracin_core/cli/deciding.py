@@ -26,7 +26,17 @@ from tracin_core.cli.asking import (
 )
 from tracin_core.cli.computing import computed, differences, names_of, write_files
 from tracin_core.cli.existing import from_file, samples_known
-from tracin_core.cli.lists import copy_out, list_provenance, mark, plot, require_metadata, say_limit, say_list, told_of_list
+from tracin_core.cli.lists import (
+    after_verdicts,
+    copy_out,
+    list_provenance,
+    mark,
+    plot,
+    require_metadata,
+    say_limit,
+    say_list,
+    told_of_list,
+)
 from tracin_core.cli.retraining import before_and_after
 from tracin_core.cli.talk import answer, in_columns, say, say_next, simulated_mark
 
@@ -37,6 +47,9 @@ if TYPE_CHECKING:
     from tracin_core.records.workspace import Workspace
 
 ThresholdsOption = Annotated[str, typer.Option(help="Thresholds to compare, with commas between them.")]
+VerdictsOption = Annotated[
+    bool, typer.Option("--verdicts", help="Apply what people decided about single entries on the Threshold page.")
+]
 WhyOption = Annotated[
     str, typer.Option(help="A reason, kept with the list; needed where such a list was measured to do harm.", show_default=False)
 ]
@@ -58,6 +71,7 @@ def generate_exclusions(
         Path | None, typer.Option(help="Recordings of the score file, where it does not name them itself.", show_default=False)
     ] = None,
     influence_score_name: Annotated[str, typer.Option(help="What keys of influences begin with in the score file.")] = SCORE_NAME,
+    verdicts: VerdictsOption = False,
     why: WhyOption = "",
     workspace: WorkspaceOption = Path("workspace"),
     as_json: JsonOption = False,
@@ -68,6 +82,8 @@ def generate_exclusions(
     """
     require_metadata(marking, metadata_file)
     if metadata_file is not None:
+        if verdicts:
+            raise typer.BadParameter("a score file has no verdicts; leave out --verdicts, or give --run.")
         if pictures.plot_harmful_samples:
             raise typer.BadParameter(
                 "a score file has no pictures of its samples; leave out --plot-harmful-samples, or give --run."
@@ -82,12 +98,14 @@ def generate_exclusions(
     settings = rule.settings(chosen_run.noun)
     view = chosen_run.view()
     chosen = view.exclusions(**settings)
-    text, provenance = place.export_exclusions(chosen_run, chosen, settings, why=why)
+    meet = say_limit(chosen_run, chosen, settings)
+    chosen, people = after_verdicts(place, chosen_run, chosen, settings, apply=verdicts)
+    text, provenance = place.export_exclusions(chosen_run, chosen, {**settings, **people}, why=why)
     copy_out(text, output_file)
     copy_out(provenance, output_file.with_suffix(".provenance.json"))
     say_list(chosen, output_file, settings, marking, chosen_run.simulated)
     document = {"run": chosen_run.id, "simulated": chosen_run.simulated, **told_of_list(chosen, settings, output_file)}
-    document["meet_the_rule"] = say_limit(chosen_run, chosen, settings)
+    document |= {"meet_the_rule": meet, "verdicts": people}
     if chosen.empty:
         suggested = view.suggested_threshold(settings["min_occurrences"], settings["pair_mode"])
         say(

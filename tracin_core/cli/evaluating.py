@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 evaluate = typer.Typer(name="evaluate", help="Puts scores to the test on your own data.", rich_markup_mode=None)
 LASTING = {"both": ("epochs", "steps"), "epochs": ("epochs",), "steps": ("steps",)}
 NAMED = 3  # lines of a list that are named where they match nothing
+NOISY = 0.3  # rank correlation between the losses of two seeds, below which little can be foretold
+MEASURED = {
+    "halves": "Linear datamodelling score",
+    "groups": "Rank correlation with what leaving out groups changes,",
+    "single": "Rank correlation with what leaving out one at a time changes,",
+}
 SHOWN = ("average_precision", "auroc", "recovery_10", "recovery_20", "recovery_30")
 
 
@@ -137,9 +143,43 @@ def evaluate_lds(
     answer(found.to_dict())
 
 
+@evaluate.command("leave-out")
+def evaluate_leave_out(
+    run: RunOption = None,
+    unit: Annotated[Literal["sample", "pair"], typer.Option(help="What is left out.")] = "sample",
+    one: Annotated[bool, typer.Option("--one", help="One at a time, in place of groups.")] = False,
+    share: Annotated[float, typer.Option(help="Of the training side that a group holds.")] = 0.05,
+    subsets: Annotated[int, typer.Option(help="How many trainings leave something else out.", min=6)] = 40,
+    repeats: Annotated[int, typer.Option(help="Trainings of each, with other weights.", min=1)] = 3,
+    workspace: WorkspaceOption = Path("workspace"),
+    as_json: JsonOption = False,
+) -> None:
+    """Train without groups of the data, or without one sample or pair at a time, and say how well influences foretold the losses.
+
+    Half of the groups are of like influence, half are drawn at random.
+
+    Example: python -m tracin_core evaluate leave-out --unit sample --one --repeats 5
+    """
+    from tracin_core.records.faithfulness import faithfulness, start_lds
+
+    place = opened(workspace)
+    chosen = the_run(place, run)
+    drawn: Literal["single", "groups"] = "single" if one else "groups"
+    what = f"one {unit} at a time" if one else f"groups of {share:.0%} of the {unit}s"
+    say(f"Up to {subsets * repeats} trainings of run {chosen.id} without {what}{simulated_mark(chosen.simulated)}")
+    job = watch(place, start_lds(place, chosen, unit=unit, drawn=drawn, subsets=subsets, repeats=repeats, share=share))
+    found = next(each for each in faithfulness(place, chosen) if each.number == (job.result or {})["evaluation"])
+    say_faithfulness(found)
+    if found.ceiling is not None and found.ceiling < NOISY:
+        say(
+            "Another seed moves these losses about as much as what was left out: leave out more (--share), or train more often (--repeats)"
+        )
+    answer(found.to_dict())
+
+
 def say_faithfulness(found: "Faithfulness") -> None:
     """Each method's score, what limits it, and which tests are foretold worst."""
-    say(f"Linear datamodelling score on {found.reported_on} subsets of {found.unit}s (95 % bootstrap over tests and subsets):")
+    say(f"{MEASURED[found.drawn]} on {found.reported_on} subsets of {found.unit}s (95 % bootstrap over tests and subsets):")
     rows = [
         {
             "method": row["method"],

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from tracin_core.records.runs import Run
+    from tracin_core.records.workspace import Workspace
 
 
 def say_list(chosen: "pd.DataFrame", path: Path, settings: dict[str, Any], marking: Marking, simulated: bool) -> None:
@@ -33,6 +34,24 @@ def say_limit(run: "Run", chosen: "pd.DataFrame", settings: dict[str, Any]) -> i
     if found > len(chosen):
         say(f"{found} meet the rule; the list has the first {len(chosen)} of them (--max-exclusions)")
     return found
+
+
+def after_verdicts(
+    place: "Workspace", run: "Run", chosen: "pd.DataFrame", settings: dict[str, Any], *, apply: bool
+) -> tuple["pd.DataFrame", dict[str, int]]:
+    """The list after people had their say, and in how many entries they changed it; said, also where it is the rule's alone."""
+    from tracin_core.records.verdicts import decided
+
+    final = decided(run.view(), chosen, place.verdicts(run), settings["threshold"], settings["pair_mode"])
+    if not final.added and not final.kept:
+        return chosen, {}
+    if not apply:
+        say(
+            f"People exclude {final.added} more and keep {final.kept} of these (Threshold page); add --verdicts to have the list say so"
+        )
+        return chosen, {}
+    say(f"People exclude {final.added} more and keep {final.kept} of the rule's {final.by_rule}")
+    return final.entries, {"excluded_by_person": final.added, "kept_by_person": final.kept}
 
 
 def told_of_list(chosen: "pd.DataFrame", settings: dict[str, Any], path: Path) -> dict[str, Any]:

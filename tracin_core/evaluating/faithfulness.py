@@ -45,12 +45,17 @@ def faithfulness(progress: Progress) -> dict[str, Any]:
     before = set(request["left_out_before"])
     names = unit_names(methods, request["unit"], before)
     seed = int(request["evaluation"], 16)
-    kept = half_subsets(len(names), request["subsets"], share=request["share"], seed=seed)
+    kept = subsets(methods, request, names, seed)
     measured = outcomes(progress, run, samples, inputs, folder, names, kept, methods)
     examples = kept_examples(methods, request["unit"], names, kept, before)
     told = judged(methods, examples, measured, seed)
-    plain = ("digest", "unit", "share", "subsets", "repeats", "simulated", "assumed")
-    result = {name: request[name] for name in plain} | {"run_id": run.id, "created": time.time(), "who": progress.job.who, **told}
+    plain = ("digest", "unit", "share", "repeats", "simulated", "assumed")
+    drawn = {"drawn": request.get("drawn", "halves"), "subsets": len(kept)}
+    result = (
+        {name: request[name] for name in plain}
+        | drawn
+        | {"run_id": run.id, "created": time.time(), "who": progress.job.who, **told}
+    )
     write_json(folder / "result.json", result)
     return {"evaluation": request["evaluation"], "run_id": run.id}
 
@@ -62,6 +67,39 @@ def unit_names(methods: Methods, unit: Unit, before: set[str]) -> list[str]:
     """What subsets are drawn of: samples of the training side, or its pairs, but for what the run's own training left out by a list."""
     table = methods.view.train_pairs if unit == "pair" else methods.view.train_samples
     return [str(name) for name in table["id"] if name not in before]
+
+
+def subsets(methods: Methods, request: dict[str, Any], names: list[str], seed: int) -> Chosen:
+    """What each training keeps: [subsets, units].
+
+    Groups are first of like influence (units in its order, cut into pieces of the share), as many as there are pieces or half of what is
+    asked for, and then drawn at random. Single units are all of them, or as many as are asked for, drawn at random.
+    """
+    drawn, count, units = request.get("drawn", "halves"), request["subsets"], len(names)
+    if drawn == "halves":
+        return half_subsets(units, count, share=request["share"], seed=seed)
+    if drawn == "single":
+        chosen = np.sort(np.random.default_rng(seed).permutation(units)[:count])
+        return np.asarray(np.arange(units) != chosen[:, None])
+    size = max(round(request["share"] * units), 1)
+    order = np.argsort(unit_influence(methods, request["unit"], names), kind="stable")
+    pieces = np.array_split(order, max(units // size, 2))
+    alike = np.linspace(0, len(pieces) - 1, min(count // 2, len(pieces))).round().astype(int)
+    kept = np.ones((len(alike), units), dtype=bool)
+    for row, piece in zip(kept, alike, strict=True):
+        row[pieces[piece]] = False
+    return np.concatenate([kept, half_subsets(units, count - len(alike), share=1 - size / units, seed=seed)])
+
+
+def unit_influence(methods: Methods, unit: Unit, names: list[str]) -> Array:
+    """The mean influence on all tests of each sample, with all its pairs, or of each pair: [units]."""
+    view = methods.view
+    each = view.mean_influence() * view.train.multiplicity
+    table, members = view.train_pairs, np.arange(len(each))[:, None]
+    if unit == "sample":
+        table, members = view.train_samples, view.train.members
+    sums = np.bincount(members.ravel(), weights=np.repeat(each, members.shape[1]), minlength=len(table))
+    return np.asarray(sums[table["id"].isin(names).to_numpy()])
 
 
 def outcomes(

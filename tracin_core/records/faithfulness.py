@@ -3,6 +3,9 @@
 The linear datamodelling score (LDS; Park, Georgiev, Ilyas, Leclerc, Madry 2023, arXiv 2303.14186): half of the training side is drawn again
 and again, the model is trained on each half, and per test the Spearman correlation over the halves is taken between minus the loss that was
 measured and the sum of the influences of what the half holds.
+
+The same question with less left out: groups (half of them of like influence, half drawn at random), or one sample or pair at a time
+(leave-one-out). Of a network, one at a time moves a loss less than another seed does; the ceiling shows it.
 """
 
 import json
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 Unit = Literal["sample", "pair"]
 UNITS: Final[tuple[Unit, ...]] = get_args(Unit)
+Drawn = Literal["halves", "groups", "single"]
+DRAWN: Final[tuple[Drawn, ...]] = get_args(Drawn)
 FOLDER: Final = "faithfulness"
 SUBSETS: Final = 40
 REPEATS: Final = 2
@@ -34,6 +39,7 @@ class Faithfulness:
     """A finished evaluation.
 
     Attributes:
+        drawn: halves; or all but a group, or all but one.
         unit: what subsets are drawn of; of a ranking's samples, pairs stay whose ends are both in.
         methods: one row per method: method, lds (mean over tests), low, high (95 % bootstrap over tests and subsets), tests (how many
             have a score), delta (the damping that the other half of the subsets chose; None where there is none).
@@ -48,6 +54,7 @@ class Faithfulness:
     run_id: str
     digest: str
     unit: Unit
+    drawn: Drawn
     share: float
     subsets: int
     repeats: int
@@ -67,9 +74,19 @@ class Faithfulness:
 
 
 def start_lds(
-    place: "Workspace", run: Run, *, unit: Unit = "sample", subsets: int = SUBSETS, repeats: int = REPEATS, share: float = 0.5
+    place: "Workspace",
+    run: Run,
+    *,
+    unit: Unit = "sample",
+    drawn: Drawn = "halves",
+    subsets: int = SUBSETS,
+    repeats: int = REPEATS,
+    share: float = 0.5,
 ) -> Job:
     """The run's model is being trained on subsets of its training side; what is trained already is not trained again.
+
+    Args:
+        share: of the training side: what a half holds, or what a group leaves out; without meaning for single ones.
 
     Raises:
         InputError: too few subsets or repetitions, a share that is none, pairs of what has none, or a run without a model.
@@ -92,6 +109,7 @@ def start_lds(
         "recipe": run.recipe.to_dict(),
         "settings": settings,
         "unit": unit,
+        **({} if drawn == "halves" else {"drawn": drawn}),
         "share": share,
         "subsets": subsets,
         "repeats": repeats,
@@ -108,7 +126,9 @@ def faithfulness(place: "Workspace", run: Run) -> list[Faithfulness]:
         try:
             told = read_json(file)
             tables = {name: pd.DataFrame(told[name]) for name in ("methods", "per_test")}
-            found.append(Faithfulness(number=file.parent.name, **{**told, **tables, "assumed": tuple(told["assumed"])}))
+            found.append(
+                Faithfulness(number=file.parent.name, **{"drawn": "halves", **told, **tables, "assumed": tuple(told["assumed"])})
+            )
         except (OSError, json.JSONDecodeError, KeyError, TypeError):
             continue
     return sorted((one for one in found if one.run_id == run.id), key=lambda one: -one.created)

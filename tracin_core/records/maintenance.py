@@ -25,8 +25,9 @@ import safetensors.numpy
 
 from tracin_core.data.files import flush_directory, read_json, write_text
 from tracin_core.data.seals import json_damage, png_damage, text_damage, wav_damage
-from tracin_core.errors import PluginError, RecipeError, WorkspaceError
+from tracin_core.errors import DamagedBlockError, PluginError, RecipeError, WorkspaceError
 from tracin_core.recipe import Recipe
+from tracin_core.records import verdicts
 from tracin_core.records.catalogue import Catalogue, catalogue_damage
 from tracin_core.records.datasets import CHUNKS_LOST, SPLIT_LOST, dataset_key, digest_of_inputs
 from tracin_core.records.interchange import PROVENANCE
@@ -253,6 +254,15 @@ def preview_damage(path: Path) -> str | None:
     )
 
 
+def verdicts_damage(path: Path) -> str:
+    """Each line holds its own checksum."""
+    try:
+        verdicts.history(path.parent)
+    except DamagedBlockError as failure:
+        return f"is damaged ({told(failure)})"
+    return ""
+
+
 FILES: Final[dict[str, tuple[str, Callable[[Path], str | None]]]] = {
     "blocks": ("kernels/*/*.f32", block_damage),
     "groups": ("kernels/*/group.json", group_damage),
@@ -261,6 +271,7 @@ FILES: Final[dict[str, tuple[str, Callable[[Path], str | None]]]] = {
     "inputs": ("datasets/*/inputs/*.safetensors", inputs_damage),
     "previews": ("datasets/*/previews/[!.]*", preview_damage),
     "checkpoints": ("checkpoints/*.safetensors", checkpoint_damage),
+    "verdicts": (f"runs/*/{verdicts.FILE}", verdicts_damage),
 }
 
 

@@ -351,6 +351,19 @@ class Run:
         mean = float(self.splits["train"]["target"].mean())
         return number_chance(outputs.reshape(-1), samples["target"].to_numpy(dtype=np.float64), mean)
 
+    @cached_property
+    def reached(self) -> npt.NDArray[np.float64]:
+        """What the last checkpoint reaches on each training example: 1 right, 0.5 undecided, 0 wrong; of numbers, the squared error."""
+        outputs = self.kernels.train_outputs[-1].astype(np.float64)
+        if self.task == "ranking":
+            pairs = self.train_pairs
+            return np.asarray(np.heaviside(pairs["target"].to_numpy() * (outputs[pairs["first"]] - outputs[pairs["second"]]), 0.5))
+        side = self.splits["train"]
+        if self.task == "regression":
+            return np.asarray((outputs.reshape(-1) - side["target"].to_numpy(dtype=np.float64)) ** 2)
+        chosen = outputs.argmax(axis=1) if outputs.ndim == 2 else outputs > 0
+        return np.asarray(chosen == side["label"].to_numpy(), dtype=np.float64)
+
     def preview(self, sample_id: str) -> Preview:
         """Where the worker wrote what there is to see and hear of the sample; not every kind of data has all of it.
 

@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import crc32c
+import numpy as np
 import pandas as pd
 
 from tracin_core.data.files import flush_directory
 from tracin_core.errors import DamagedBlockError, DiskFullError, ExclusionError
+from tracin_core.scores.exclusions import PairMode
+from tracin_core.scores.view import View
 
 Verdict = Literal["exclude", "keep", "look_again", "none"]
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
@@ -210,3 +213,32 @@ def overruled(listed: pd.DataFrame, by_hand: pd.DataFrame, verdicts: pd.DataFram
     entries = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     agreed = sum(said.get(about) == "exclude" for about in of_rule)
     return Overruled(entries, len(listed), len(extra), int(kept.sum()), agreed)
+
+
+def decided(view: View, chosen: pd.DataFrame, verdicts: pd.DataFrame, threshold: float, pair_mode: PairMode) -> Overruled:
+    """The harm rule's list after people had their say.
+
+    Args:
+        chosen: the rule's list, as `view.exclusions` gives it.
+        verdicts: as `standing`.
+        threshold, pair_mode: of the rule.
+    """
+    return overruled(chosen, _by_hand(view, chosen, verdicts, threshold, pair_mode), verdicts)
+
+
+def _by_hand(view: View, chosen: pd.DataFrame, verdicts: pd.DataFrame, threshold: float, pair_mode: PairMode) -> pd.DataFrame:
+    """What people excluded of the kind that the list is of, with what the rule says of it: no occurrence is 0, and so is its average."""
+    wanted = set(verdicts.index[verdicts["verdict"] == "exclude"]) - set(subjects(chosen))
+    if not wanted:
+        return chosen.head(0)
+    lists_pairs = pair_mode == "ranking_pair" and view.train.noun == "pair"
+    entries = view.train_pairs if lists_pairs or view.train.noun != "pair" else view.train_samples
+    rows = np.flatnonzero([about in wanted for about in subjects(entries)])
+    mode: PairMode = "ranking_pair" if lists_pairs else "sample"
+    harmful = view.exclusions(threshold, 1, None, mode, among=rows) if pair_mode != "full_pair" else chosen.head(0)
+    names = [name for name in ("id", "id1", "id2") if name in chosen]
+    others = entries.iloc[rows][names]
+    others = others[~others["id"].isin(harmful["id"])].assign(occurrences=0, average_influence=0.0, total_harm=0.0)
+    others = others.assign(affected_tests=pd.Series([[] for _ in range(len(others))], index=others.index, dtype=object))
+    parts = [part[chosen.columns] for part in (harmful, others) if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else chosen.head(0)

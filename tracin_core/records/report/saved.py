@@ -102,10 +102,36 @@ ANY: Final = None
 # page -> parameter -> the values under which the chart here is the page's; ANY: it does not change the chart, or the drawing reads it.
 UNDERSTOOD: Final[dict[str, dict[str, tuple[str, ...] | None]]] = {
     "overview": {},
-    "distribution": {"look": ("spread",), "score": SCORES, "scale": charts.SCALES, "form": ("bars",), "tail": ANY},
+    "distribution": {
+        "look": ("spread",),
+        "score": SCORES,
+        "scale": charts.SCALES,
+        "form": ("bars",),
+        "tail": ANY,
+        "over": ("",),
+        "only": ("",),
+    },
     "angles": {"grid": ("each",), "score": SCORES, "statistic": ("mean", "median"), "cell": ANY},
-    "neighbours": {"test": ANY, "side": ("proponents", "opponents")},
-    "threshold": {"mode": ("ranking_pair", "full_pair", "sample"), "m": ANY, "most": ANY, "T": ANY},
+    "neighbours": {
+        "direction": ("test",),
+        "tests": ANY,
+        "test": ANY,
+        "side": ("proponents", "opponents"),
+        "band": ANY,
+        "flip": ("False",),
+    },
+    "threshold": {
+        "rule": ("harm",),
+        "mode": ("ranking_pair", "full_pair", "sample"),
+        "given": ("score",),
+        "m": ANY,
+        "most": ANY,
+        "T": ANY,
+        "S": ANY,  # this and the rest: what was looked at closer
+        "desk": ANY,
+        "cards": ANY,
+        "look": ANY,
+    },
 }
 
 

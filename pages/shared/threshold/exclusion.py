@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from pages.shared import dragging, session, widgets
+from pages.shared import session, widgets
 from pages.shared.i18n import t
 from pages.shared.session import plain
+from pages.shared.threshold import dragging
 from tracin_core import charts
 from tracin_core.records.runs import Run
-from tracin_core.records.verdicts import Overruled, overruled, subject, subjects
+from tracin_core.records.verdicts import Overruled, overruled, subject
+from tracin_core.records.verdicts import decided as after_people
 from tracin_core.scores.exclusions import PairMode
 from tracin_core.scores.levels import Levels, cells_of, fewer_cells, harm_levels, most_occurrences, robust_line, suspect_levels
 from tracin_core.scores.selection import SuspectScore
@@ -251,24 +253,7 @@ def decided(run: Run, view: View, line: Line, verdicts: pd.DataFrame) -> tuple[p
         return found, overruled(found.head(0), found, verdicts)
     rule = line.rule
     chosen = view.exclusions(line.threshold, rule.occurrences, rule.most, rule.mode)
-    return chosen, overruled(chosen, by_hand(view, line, verdicts, chosen), verdicts)
-
-
-def by_hand(view: View, line: Line, verdicts: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
-    """What people excluded of the kind that the list is of, with what the rule says of it: no occurrence is 0, and so is its average."""
-    wanted = set(verdicts.index[verdicts["verdict"] == "exclude"]) - set(subjects(chosen))
-    if not wanted:
-        return chosen.head(0)
-    entries = levels_of(view, line.rule).entries
-    rows = np.flatnonzero([about in wanted for about in subjects(entries)])
-    mode: PairMode = "ranking_pair" if line.rule.lists_pairs else "sample"
-    harmful = view.exclusions(line.threshold, 1, None, mode, among=rows) if line.rule.mode != "full_pair" else chosen.head(0)
-    names = [name for name in ("id", "id1", "id2") if name in chosen]
-    others = entries.iloc[rows][names]
-    others = others[~others["id"].isin(harmful["id"])].assign(occurrences=0, average_influence=0.0, total_harm=0.0)
-    others = others.assign(affected_tests=pd.Series([[] for _ in range(len(others))], index=others.index, dtype=object))
-    parts = [part[chosen.columns] for part in (harmful, others) if len(part)]
-    return pd.concat(parts, ignore_index=True) if parts else chosen.head(0)
+    return chosen, after_people(view, chosen, verdicts, line.threshold, rule.mode)
 
 
 def receipt(run: Run, view: View, line: Line, chosen: pd.DataFrame, final: Overruled) -> None:

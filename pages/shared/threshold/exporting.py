@@ -9,9 +9,9 @@ import pandas as pd
 import streamlit as st
 
 from pages.shared import access, session, widgets
-from pages.shared.exclusion import Line
 from pages.shared.i18n import t
 from pages.shared.session import plain
+from pages.shared.threshold.exclusion import Line
 from tracin_core.data.files import read_json
 from tracin_core.records.evidence import Evidence, evidence, in_words
 from tracin_core.records.runs import Run

@@ -129,5 +129,5 @@ def _cells(cells: Cells, *, falling: bool) -> list[list[Any]]:
 
 @cache
 def _drag() -> Callable[..., Any]:
-    names = {kind: f"threshold_drag.{kind}" for kind in ("html", "css", "js")}
+    names = {kind: f"threshold/drag.{kind}" for kind in ("html", "css", "js")}
     return st.components.v2.component("threshold_drag", **{kind: widgets.asset(name) for kind, name in names.items()})

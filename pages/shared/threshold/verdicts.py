@@ -9,9 +9,9 @@ import pandas as pd
 import streamlit as st
 
 from pages.shared import access, examples, media, session, widgets
-from pages.shared.exclusion import Line, levels_of, samples_of, verdict_on
 from pages.shared.i18n import t
 from pages.shared.session import plain
+from pages.shared.threshold.exclusion import Line, levels_of, samples_of, verdict_on
 from tracin_core.data.seals import unsealed_text
 from tracin_core.errors import TracInError
 from tracin_core.records.runs import Run

@@ -10,8 +10,8 @@ import pandas as pd
 import streamlit as st
 
 from pages.shared import session, widgets
-from pages.shared.exclusion import TIMES, USUAL, Line, prepared
 from pages.shared.i18n import t, template
+from pages.shared.threshold.exclusion import TIMES, USUAL, Line, prepared
 from tracin_core import charts
 from tracin_core.scores.levels import harm_levels, surface
 from tracin_core.scores.view import View
@@ -99,5 +99,5 @@ def harm_count(view: View, occurrences: int, line: Line) -> int:
 
 @cache
 def _surface() -> Callable[..., Any]:
-    names = {kind: f"threshold_surface.{kind}" for kind in ("html", "css", "js")}
+    names = {kind: f"threshold/surface.{kind}" for kind in ("html", "css", "js")}
     return st.components.v2.component("threshold_surface", **{kind: widgets.asset(name) for kind, name in names.items()})
