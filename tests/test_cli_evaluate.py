@@ -12,9 +12,12 @@ from shell import Shell
 from test_calibration import write_points
 
 from tracin_core.cli.evaluating import listed
+from tracin_core.data.files import read_json
+from tracin_core.data.readers import reader_for
+from tracin_core.engine.training import train
 from tracin_core.errors import InputError
 from tracin_core.records.calibrations import calibrations
-from tracin_core.records.evaluations import retrainings
+from tracin_core.records.evaluations import retrainings, settings_of
 from tracin_core.records.faithfulness import faithfulness
 from tracin_core.records.runs import Run
 
@@ -84,6 +87,33 @@ def test_a_list_is_judged(shell: Shell, run: Run) -> None:
     told = shell.json(*words)
     assert told["verdicts"] == {"epochs": kept.verdict("epochs")}
     assert len(told["effects"]) == len(kept.effects())
+
+
+def test_samples_are_relabelled(shell: Shell, run: Run) -> None:
+    """To the label with the largest output of the last checkpoint but for their own; what is measured keeps its labels."""
+    names = run.splits["train"]["id"].tolist()[5:8]
+    (shell.home / "wrong.txt").write_text("\n".join(names))
+    words = ("evaluate", "retrain", "--exclusions-file", "wrong.txt", "--seeds", "2", "--draws", "1", "--action", "relabel")
+    told = shell.json(*words)
+    assert list(told["verdicts"]) == ["epochs"]
+    kept = next(one for one in retrainings(shell.place, run) if one.action == "relabel")
+    outputs = run.kernels.train_outputs[-1]
+    other = {}
+    for row, sample in enumerate(run.splits["train"].itertuples()):
+        best = sorted(range(3), key=lambda label: -outputs[row][label])
+        other[sample.id] = next(label for label in best if label != sample.label)
+    samples = run.samples.assign(
+        label=[other[sample.id] if sample.id in names else sample.label for sample in run.samples.itertuples()]
+    )
+    folder = shell.place.root / "evaluations" / kept.number / "epochs-list-1"
+    own = read_json(folder / "training.json")["settings"]
+    again = shell.home / "by_hand"
+    settings = {name: own[name] for name in (*settings_of(run)[0], "seed")} | {"save_epochs": (own["epochs"],)}
+    x = reader_for(run.recipe.data).read(samples)
+    train(x, samples, again, model=run.recipe.model, task=run.recipe.task, keep="outputs", **settings)
+    np.testing.assert_array_equal(np.load(again / "outputs.npy"), np.load(folder / "outputs.npy"))
+    refused = shell.here(*words[:-1], "turn")
+    assert (refused.returncode, "exclude, down_weight, relabel" in refused.stderr) == (2, True)
 
 
 def test_a_list_keeps_the_rule_that_made_it(shell: Shell, run: Run) -> None:

@@ -1,5 +1,8 @@
 """A list put to the test by retraining: arms, common seeds, equal epochs and steps, and what may be said of it."""
 
+import shutil
+from typing import Any
+
 import lab
 import numpy as np
 import pandas as pd
@@ -9,8 +12,10 @@ from test_pages import viewer
 
 from pages.shared.i18n import LANGUAGES, texts
 from tracin_core.data.files import read_json
+from tracin_core.data.readers import read_inputs
+from tracin_core.engine.training import train
 from tracin_core.errors import InputError, ViewError
-from tracin_core.records.evaluations import Retraining, arms_of, left_out_before, retrainings, settings_of, start_retraining
+from tracin_core.records.evaluations import Action, Retraining, arms_of, left_out_before, retrainings, settings_of, start_retraining
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace
 
@@ -97,6 +102,46 @@ def test_asked_again_nothing_is_trained_again(run: Run, place: Workspace) -> Non
     place.queue.wait(start_retraining(place, run, chosen, rule=RULE, seeds=2, draws=2).id)
     assert {file: file.stat().st_mtime_ns for file in (place.root / "evaluations").rglob("training.json")} == before
     assert len(retrainings(place, run)) == 1
+
+
+@pytest.mark.parametrize(("action", "mode"), [("down_weight", "ranking_pair"), ("down_weight", "sample"), ("turn", "ranking_pair")])
+def test_a_list_is_changed_in_place_of_left_out(run: Run, place: Workspace, action: Action, mode: Any) -> None:
+    """The same training by hand; every example stays, and the controls have as many changed."""
+    chosen = run.view().exclusions(**{**RULE, "pair_mode": mode, "max_exclusions": 3})
+    asked = {"rule": {"file": f"{action}.{mode}"}, "seeds": 2, "draws": 1, "action": action, "weight": 0.1}
+    place.queue.wait(start_retraining(place, run, chosen, **asked).id)
+    found = next(one for one in retrainings(place, run) if one.rule == asked["rule"])
+    assert (found.action, found.weight, found.lasting) == (action, 0.1 if action == "down_weight" else None, ["epochs"])
+    assert set(found.table["examples"]) == {len(run.train_pairs)}
+    folder = place.root / "evaluations" / found.number
+    names = [frozenset((pair.id1, pair.id2)) for pair in chosen.itertuples()] if mode == "ranking_pair" else chosen["id"].tolist()
+    change: dict[str, Any] = {"flip_pairs": set(names)} if action == "turn" else {"weights": dict.fromkeys(names, 0.1)}
+    settings = read_json(folder / "epochs-list-1" / "training.json")["settings"]
+    own = {name: settings[name] for name in settings_of(run)[0]}
+    again = folder.with_name(f"by_hand_{action}_{mode}")
+    inputs = read_inputs(run.recipe.data.place, run.samples)
+    train(
+        inputs, run.samples, again, model=run.recipe.model, task=run.recipe.task, keep="outputs",
+        **change, **{**own, "seed": 1, "save_epochs": (own["epochs"],)},
+    )  # fmt: skip
+    outputs = [np.load(place_of / "outputs.npy") for place_of in (again, folder / "epochs-list-1", folder / "epochs-none-1")]
+    rounding = np.abs(outputs[0] - outputs[1]).max()  # another number of threads
+    assert rounding < 1e-5
+    assert np.abs(outputs[1] - outputs[2]).max() > 10 * rounding
+    shutil.rmtree(folder)
+    shutil.rmtree(again)
+
+
+def test_what_cannot_be_changed_so_is_refused(run: Run, place: Workspace) -> None:
+    pairs, samples = run.view().exclusions(**RULE), run.view().exclusions(**{**RULE, "pair_mode": "sample", "max_exclusions": 2})
+    for chosen, action, weight, told in (
+        (pairs, "relabel", 0.5, "exclude, down_weight, turn"),
+        (samples, "turn", 0.5, "exclude, down_weight"),
+        (pairs, "down_weight", 1.0, "between 0 and 1"),
+        (pairs, "down_weight", 0.0, "between 0 and 1"),
+    ):
+        with pytest.raises(InputError, match=told):
+            start_retraining(place, run, chosen, rule=RULE, action=action, weight=weight)  # type: ignore[arg-type]
 
 
 def test_settings_are_those_of_the_training_and_what_is_assumed_is_named(run: Run) -> None:

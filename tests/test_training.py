@@ -23,7 +23,7 @@ from tracin_core.engine.objectives import (
     spread,
     training_pairs,
 )
-from tracin_core.engine.training import train, train_ranker
+from tracin_core.engine.training import ranking, train, train_ranker
 from tracin_core.errors import (
     DataError,
     ExclusionError,
@@ -33,6 +33,7 @@ from tracin_core.errors import (
     OutputShapeError,
     RecipeError,
     TooFewClassesError,
+    UnknownSampleError,
 )
 from tracin_core.recipe import (
     ClassificationTask,
@@ -543,3 +544,24 @@ def test_checkpoints_are_spread_over_all_epochs(epochs: int) -> None:
     assert (np.diff(gaps) >= -1).all()
     if epochs >= 20:
         assert len(saved) == 11
+
+
+def test_weights_multiply_the_losses_of_what_they_name() -> None:
+    """Of a pair its own times those of both samples; the order, the score and everything else stay."""
+    samples = pd.DataFrame({"id": list("abcd"), "label": [0, 1, 2, 2], "split": "train"})
+    rows = np.arange(4)
+    plain = ranking(samples, rows, (), (), 1, {"loss": "logistic"})
+    weights = {"a": 0.5, "c": 0.2, frozenset(("c", "a")): 0.3}
+    weighted = ranking(samples, rows, (), (), 1, {"loss": "logistic"}, weights=weights)
+    model = torch.nn.Linear(3, 1)
+    inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    batch = torch.arange(plain.count)
+    with torch.no_grad():
+        ratio = (weighted.losses(model, inputs, batch) / plain.losses(model, inputs, batch)).tolist()
+    ends = zip(plain.pairs["first"].tolist(), plain.pairs["second"].tolist(), strict=True)
+    named = ["".join(sorted(samples["id"][list(pair)])) for pair in ends]
+    assert dict(zip(named, ratio, strict=True)) == pytest.approx({"ab": 0.5, "ac": 0.03, "ad": 0.5, "bc": 0.2, "bd": 1.0})
+    assert weighted.measure(model, inputs, rows) == plain.measure(model, inputs, rows)
+    for stranger in ("e", frozenset(("c", "d")), frozenset(("a", "e"))):
+        with pytest.raises(UnknownSampleError, match="not trained on"):
+            ranking(samples, rows, (), (), 1, {}, weights={stranger: 0.5})

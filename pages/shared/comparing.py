@@ -87,10 +87,9 @@ def choose(run: Run) -> Question | None:
     others = [str(other) for other in session.finished_runs()["id"] if other != run.id]
     codes = BY if others else (*BY[1:], BY[0])
     by = widgets.choose_code("compare.by", codes, key="compare")
-    with st.container(horizontal=True, gap="large"):
-        offered = SCORES if by != "method" else ("self_influence", "test_influence")
-        score = widgets.choose_code("compare.score", offered, key="score")
-        tail = widgets.choose_code("tail", ("high", "low") if score == "self_influence" else ("low", "high"), key="tail")
+    offered = SCORES if by != "method" else ("self_influence", "test_influence")
+    score = widgets.choose_code("compare.score", offered, key="score")
+    tail = widgets.choose_code("tail", ("high", "low") if score == "self_influence" else ("low", "high"), key="tail")
     test = ""
     if score == "test_influence":
         view = session.view(run)

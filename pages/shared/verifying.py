@@ -1,7 +1,7 @@
 """Pieces of the page that retrains without a list: which one, how long it would take, and what came of it."""
 
 import json
-from typing import Any, Final
+from typing import Any, Final, Literal, cast
 
 import pandas as pd
 import streamlit as st
@@ -11,13 +11,23 @@ from pages.shared.i18n import t
 from pages.shared.session import plain
 from tracin_core import charts
 from tracin_core.data.files import read_json
-from tracin_core.records.evaluations import DRAWS, SEEDS, Retraining, retrainings, start_retraining
+from tracin_core.records.evaluations import (
+    DRAWS,
+    SEEDS,
+    WEIGHT,
+    Action,
+    Lasting,
+    Retraining,
+    actions_for,
+    retrainings,
+    start_retraining,
+)
 from tracin_core.records.faithfulness import faithfulness
 from tracin_core.records.jobs import Job
 from tracin_core.records.report.decisions import own_training
 from tracin_core.records.runs import Run
 
-LASTING: Final = {"both": ("epochs", "steps"), "epochs": ("epochs",), "steps": ("steps",)}
+LASTING: Final[dict[str, tuple[Lasting, ...]]] = {"both": ("epochs", "steps"), "epochs": ("epochs",), "steps": ("steps",)}
 ICONS: Final = {"helps": ":material/check_circle:", "harms": ":material/dangerous:", "unproven": ":material/help:"}
 
 
@@ -53,7 +63,7 @@ def start(run: Run, listed: pd.Series) -> None:
         draws = int(
             st.number_input(t("verify.draws"), 1, 20, width=150, help=t("verify.draws.help"), **number("draws", DRAWS, 1, 20))
         )
-        lasting = LASTING[widgets.choose_code("lasting", tuple(LASTING), key="lasting")]
+        action, weight, lasting = choose_action(run, "pair" if listed_pairs(listed) else "sample")
     count = seeds * (1 + len(lasting) * (2 + draws))
     seconds = seconds_of_one(run)
     told = t("verify.count", n=count) + " "
@@ -62,8 +72,27 @@ def start(run: Run, listed: pd.Series) -> None:
     if st.button(t("verify.start"), type="primary", icon=":material/science:", key="start_retraining"):
         told = read_json(listed["provenance"])
         chosen = pd.DataFrame(told["entries"])
-        start_retraining(session.workspace(), run, chosen, rule=told["rule"], seeds=seeds, draws=draws, lasting=lasting)
+        asked = {"seeds": seeds, "draws": draws, "lasting": lasting, "action": action, "weight": weight}
+        start_retraining(session.workspace(), run, chosen, rule=told["rule"], **asked)
         st.rerun()
+
+
+def listed_pairs(listed: pd.Series) -> bool:
+    """The list is one of pairs."""
+    entries = read_json(listed["provenance"])["entries"]
+    return bool(entries) and "id1" in entries[0]
+
+
+def choose_action(run: Run, noun: Literal["pair", "sample"]) -> tuple[Action, float, tuple[Lasting, ...]]:
+    """What is done with the listed: left out, or changed; with how much weight; and what the trainings have in common."""
+    action = cast(Action, widgets.choose_code("verify.action", actions_for(run, noun), key="action"))
+    if action == "exclude":
+        return action, WEIGHT, LASTING[widgets.choose_code("lasting", tuple(LASTING), key="lasting")]
+    if action == "down_weight":
+        picker = session.linked("weight", WEIGHT, valid=lambda weight: 0 < weight < 1)
+        st.number_input(t("verify.weight"), 0.01, 0.99, step=0.05, width=150, help=t("verify.weight.help"), **picker)
+        return action, float(st.session_state["weight"]), ("epochs",)
+    return action, WEIGHT, ("epochs",)
 
 
 def number(key: str, default: int, low: int, high: int) -> dict[str, Any]:
@@ -106,7 +135,8 @@ def results(run: Run) -> None:
 def one_result(run: Run, result: Retraining) -> None:
     """A sentence that a tired person understands, the intervals it rests on, and every single training."""
     when = f"{pd.Timestamp(result.created, unit='s'):%Y-%m-%d %H:%M} UTC"
-    st.markdown(f"**{t('verify.result', n=result.entries, when=when)}**" + (f" · {plain(result.who)}" if result.who else ""))
+    done = t(f"verify.result.{result.action}", n=result.entries, when=when, weight=result.weight)
+    st.markdown(f"**{done}**" + (f" · {plain(result.who)}" if result.who else ""))
     if result.digest != run.digest:
         st.warning(t("verify.stale"), icon=":material/history:")
     for lasting in result.lasting:
@@ -175,6 +205,7 @@ def sentence(result: Retraining, lasting: str) -> str:
         "none": points(against_none.mean, percent),
         "measure": t(f"verify.measure.{result.measure}"),
         "lasting": t(f"verify.lasting.{lasting}"),
+        "doing": t(f"verify.doing.{result.action}", weight=result.weight),
     }
     return t(f"verify.verdict.{result.verdict(lasting)}", **values)
 

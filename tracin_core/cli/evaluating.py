@@ -94,6 +94,11 @@ def evaluate_retrain(
     lasting: Annotated[
         Literal["both", "epochs", "steps"], typer.Option(help="Equal epochs, equal steps (fewer examples make fewer), or both.")
     ] = "both",
+    action: Annotated[
+        Literal["exclude", "down-weight", "turn", "relabel"],
+        typer.Option(help="Left out; less weight in the loss; pairs turned round; samples with the likeliest other label."),
+    ] = "exclude",
+    weight: Annotated[float, typer.Option(help="Of down-weighted examples in the loss.", min=0, max=1)] = 0.25,
     workspace: WorkspaceOption = Path("workspace"),
     as_json: JsonOption = False,
 ) -> None:
@@ -106,10 +111,12 @@ def evaluate_retrain(
     place = opened(workspace)
     judged = the_run(place, run)
     chosen, rule = listed(judged, exclusions_file)
-    kinds: Any = LASTING[lasting]
+    kinds: Any = LASTING[lasting if action == "exclude" else "epochs"]
     count = seeds * (1 + len(kinds) * (2 + draws))
     say(f"{count} trainings without and with {len(chosen)} listed of run {judged.id}{simulated_mark(judged.simulated)}")
-    job = watch(place, start_retraining(place, judged, chosen, rule=rule, seeds=seeds, draws=draws, lasting=kinds))
+    doing: Any = action.replace("-", "_")
+    asked = {"seeds": seeds, "draws": draws, "lasting": kinds, "action": doing, "weight": weight}
+    job = watch(place, start_retraining(place, judged, chosen, rule=rule, **asked))
     found = next(one for one in retrainings(place, judged) if one.number == (job.result or {})["evaluation"])
     say_retraining(found, judged.simulated)
     verdicts = {lasting: found.verdict(lasting) for lasting in found.lasting}
@@ -273,12 +280,14 @@ def say_retraining(found: "Retraining", simulated: bool) -> None:
     """What the list did against each control, and the verdict."""
     percent = found.measure == "accuracy"
     unit = "points of test accuracy" if percent else "test error, a fall counting as +"
-    say(f"Effects of leaving out {found.entries} {found.noun}s, in {unit}{simulated_mark(simulated)}:")
+    doing = {"down_weight": f"a weight of {found.weight} for", "turn": "turning round", "relabel": "relabelling"}
+    done = doing.get(found.action, "leaving out")
+    say(f"Effects of {done} {found.entries} {found.noun}s, in {unit}{simulated_mark(simulated)}:")
     factor = 100 if percent else 1
     rows = [
         {
             "equal": row["lasting"],
-            "left out": row["arm"],
+            "changed" if found.action != "exclude" else "left out": row["arm"],
             "against": row["against"],
             "difference": f"{factor * row['difference']:+.3g}",
             "from": f"{factor * row['low']:+.3g}",
@@ -289,9 +298,9 @@ def say_retraining(found: "Retraining", simulated: bool) -> None:
     for line in in_columns(rows):
         say(line)
     words = {
-        "helps": "it helped: better than leaving out as much at random, by more than the interval.",
-        "harms": "it did harm: worse than leaving out as much at random, by more than the interval. Do not use this list.",
-        "unproven": "unproven: the interval against leaving out as much at random holds 0. More seeds may tell.",
+        "helps": f"it helped: better than {done} as much at random, by more than the interval.",
+        "harms": f"it did harm: worse than {done} as much at random, by more than the interval. Do not do this.",
+        "unproven": f"unproven: the interval against {done} as much at random holds 0. More seeds may tell.",
     }
     for lasting in found.lasting:
         say(f"Equal {lasting}: {words[found.verdict(lasting)]}")

@@ -3,7 +3,7 @@
 Losses as torch takes their gradients; the same in numpy, with the formulas, are in `scores/losses.py` and `scores/sample_losses.py`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, get_args
 
@@ -139,6 +139,7 @@ class Pairs:
     kept: Rows
     pairs: dict[str, Tensor]
     settings: TrainingSettings
+    weights: Tensor | None = None  # of each pair; None: 1
     task: Literal["ranking"] = "ranking"
     score: Literal["accuracy"] = "accuracy"
 
@@ -151,7 +152,8 @@ class Pairs:
         ends = torch.stack([self.pairs["first"][batch], self.pairs["second"][batch]])
         rows, places = ends.unique(return_inverse=True)
         scores = model(inputs[rows]).squeeze(-1)[places]
-        return pair_losses(scores[0], scores[1], self.pairs["target"][batch], self.settings)
+        losses = pair_losses(scores[0], scores[1], self.pairs["target"][batch], self.settings)
+        return losses if self.weights is None else losses * self.weights[batch]
 
     def measure(self, model: nn.Module, inputs: Tensor, rows: Rows) -> dict[str, float]:
         return measure(model, inputs, self.samples, rows, self.settings)
@@ -180,6 +182,7 @@ class Samples:
     targets: Tensor
     settings: SampleSettings
     task: Literal["classification", "regression"]
+    weights: Tensor | None = None  # of each kept sample; None: 1
 
     @property
     def score(self) -> str:
@@ -191,7 +194,8 @@ class Samples:
 
     def losses(self, model: nn.Module, inputs: Tensor, batch: Tensor) -> Tensor:
         rows = torch.from_numpy(self.kept)[batch]
-        return sample_losses(model(inputs[rows]), self.targets[rows], self.settings)
+        losses = sample_losses(model(inputs[rows]), self.targets[rows], self.settings)
+        return losses if self.weights is None else losses * self.weights[batch]
 
     def measure(self, model: nn.Module, inputs: Tensor, rows: Rows) -> dict[str, float]:
         if not len(rows):
@@ -394,6 +398,35 @@ def turned(pairs: dict[str, Tensor], samples: pd.DataFrame, flips: Collection[fr
         )
     signs = torch.tensor([-1.0 if pair in flips else 1.0 for pair in named])
     return {**pairs, "target": pairs["target"] * signs}
+
+
+def example_weights(
+    samples: pd.DataFrame, ends: Sequence[Rows], weights: Mapping[str | frozenset[str], float] | None
+) -> Tensor | None:
+    """The weight of each example in the loss: of a pair its own, times those of its samples; None where nothing is weighted.
+
+    Args:
+        ends: rows of the samples that the examples are formed of: one array, or two.
+        weights: id of a sample, or both ids of a pair -> weight; what is not named has 1.
+
+    Raises:
+        UnknownSampleError: what is named is no training example, nor a sample of one.
+    """
+    if not weights:
+        return None
+    ids = samples["id"].to_numpy(dtype=object)
+    named = [ids[rows] for rows in ends]
+    known = {*np.concatenate(named), *(frozenset(pair) for pair in zip(*named, strict=True) if len(named) == 2)}
+    strangers = [key for key in weights if key not in known]
+    if strangers:
+        told = strangers[0] if isinstance(strangers[0], str) else " and ".join(sorted(strangers[0]))
+        raise UnknownSampleError(f"'{told}' is not trained on ({len(strangers)} such); weight examples of the training side alone.")
+    found = np.ones(len(named[0]))
+    for side in named:
+        found *= [weights.get(name, 1.0) for name in side]
+    if len(named) == 2:
+        found *= [weights.get(frozenset(pair), 1.0) for pair in zip(*named, strict=True)]
+    return torch.from_numpy(found.astype(np.float32))
 
 
 def pair_losses(first: Tensor, second: Tensor, target: Tensor, chosen: TrainingSettings) -> Tensor:

@@ -25,6 +25,7 @@ from tracin_core.engine.objectives import (
     Settings,
     TrainingSettings,
     evaluated,
+    example_weights,
     kept_rows,
     measure,
     output_count,
@@ -56,6 +57,7 @@ def train(
     exclude_samples: Collection[str] = frozenset(),
     exclude_pairs: Collection[frozenset[str]] = frozenset(),
     flip_pairs: Collection[frozenset[str]] = frozenset(),
+    weights: Mapping[str | frozenset[str], float] | None = None,
     exclusion_list: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
     keep: Keep = "checkpoints",
@@ -73,6 +75,8 @@ def train(
         task: settings of its loss that it leaves open are the defaults of `TrainingSettings` or `SampleSettings`.
         plugins: folder of plugins, for a plugin's model.
         flip_pairs: training pairs of a ranking that are learnt the wrong way round, as planted errors; what is measured is not.
+        weights: of single training samples (by id) or pairs (by both ids) in the loss, whose mean over a batch still divides by the
+            number of examples; a pair's is its own times those of its samples, and what is not named has 1.
         exclusion_list: where the exclusions come from: `file`, its name, which checkpoints record, and whatever `training.json` should.
         keep: checkpoints; or outputs alone, those of all samples after the last epoch, as `outputs.npy` ([n], or [n, outputs]).
         settings: fields of `TrainingSettings` for a ranking, else of `SampleSettings`; they go before those of the task.
@@ -99,14 +103,16 @@ def train(
     if isinstance(model, PluginModel):  # other sections say how many outputs there are
         require_labels(samples, task, outputs)
     if isinstance(task, RankingTask):
-        objective: Objective = ranking(samples, sides["train"], exclude_samples, exclude_pairs, outputs, settings, flip_pairs)
+        objective: Objective = ranking(
+            samples, sides["train"], exclude_samples, exclude_pairs, outputs, settings, flip_pairs, weights
+        )
     elif exclude_pairs or flip_pairs:
         raise ExclusionError(
             f"{len(exclude_pairs) + len(flip_pairs)} pairs are to be excluded or turned, but a {task.kind} is trained on single samples; "
             f"exclude samples instead."
         )
     else:
-        objective = of_samples(samples, sides["train"], exclude_samples, outputs, task, settings)
+        objective = of_samples(samples, sides["train"], exclude_samples, outputs, task, settings, weights)
     return descend(network, objective, tensor, samples, sides, folder, exclusion_list, progress, keep)
 
 
@@ -144,19 +150,21 @@ def ranking(
     outputs: int,
     settings: Mapping[str, Any],
     flips: Collection[frozenset[str]] = frozenset(),
+    weights: Mapping[str | frozenset[str], float] | None = None,
 ) -> Pairs:
     """All pairs of the rows that are kept.
 
     Raises:
         OutputShapeError: the model gives more than one score.
         TooFewClassesError: no pair is left.
-        UnknownSampleError: as `turned`.
+        UnknownSampleError: as `turned` and `example_weights`.
     """
     if outputs != 1:
         raise OutputShapeError(f"Ranking reads one output of the model, but it gives {outputs}; write outputs = 1 under [model].")
     kept = kept_rows(samples, trained, exclude_samples)
     pairs = turned(training_pairs(samples, kept, exclude_pairs), samples, flips)
-    return Pairs(samples, kept, pairs, TrainingSettings(**settings))
+    ends = (pairs["first"].numpy(), pairs["second"].numpy())
+    return Pairs(samples, kept, pairs, TrainingSettings(**settings), example_weights(samples, ends, weights))
 
 
 def of_samples(
@@ -166,13 +174,17 @@ def of_samples(
     outputs: int,
     task: ClassificationTask | RegressionTask,
     settings: Mapping[str, Any],
+    weights: Mapping[str | frozenset[str], float] | None = None,
 ) -> Samples:
-    """The samples that are kept, with what is wanted of each."""
+    """The samples that are kept, with what is wanted of each.
+
+    Raises:
+        UnknownSampleError: as `example_weights`.
+    """
     loss = suitable_loss(task.kind, settings.get("loss"), outputs)
     kept = kept_rows(samples, trained, exclude_samples, task.kind)
-    return Samples(
-        kept, sample_targets(samples, task.kind, outputs), SampleSettings(**{**settings, "loss": cast(Any, loss)}), task.kind
-    )
+    chosen = SampleSettings(**{**settings, "loss": cast(Any, loss)})
+    return Samples(kept, sample_targets(samples, task.kind, outputs), chosen, task.kind, example_weights(samples, (kept,), weights))
 
 
 def descend(

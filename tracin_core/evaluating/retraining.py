@@ -1,8 +1,11 @@
-"""Trainings with and without what an exclusion list names, side by side."""
+"""Trainings with and without what an exclusion list names, or with it changed, side by side."""
 
 import time
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from tracin_core.data.files import read_json, write_json
 from tracin_core.reading import plugins_of, read_dataset
@@ -10,6 +13,7 @@ from tracin_core.recipe import Recipe
 from tracin_core.records.evaluations import MEASURE
 from tracin_core.records.interchange import training_exclusions
 from tracin_core.records.progress import Progress
+from tracin_core.records.runs import Run
 
 
 def retrain(progress: Progress) -> dict[str, Any]:
@@ -36,12 +40,13 @@ def retrain(progress: Progress) -> dict[str, Any]:
         if lasting == "steps":
             settings["epochs"] = epochs_for(whole[seed], lines_of(request, arm), recipe, dataset, request["settings"])
         place = folder / f"{lasting}-{arm['name']}-{seed}"
-        told = trained(progress, recipe, dataset, place, settings, lines_of(request, arm), done=done, total=len(asked))
+        told = trained(progress, recipe, dataset, place, settings, arm, done=done, total=len(asked))
         if arm["name"] == "none":
             whole[seed] = told
         rows.append({"lasting": lasting, "arm": arm["name"], "seed": seed, **outcome(told, recipe)})
         progress.advance(done + 1)
     kept = {name: request[name] for name in ("run", "digest", "rule", "entries", "noun", "assumed", "settings")}
+    kept |= {name: request[name] for name in ("action", "weight") if name in request}
     result = {**kept, "measure": MEASURE[recipe.task.kind], "created": time.time(), "who": progress.job.who, "table": rows}
     write_json(folder / "result.json", result)
     return {"evaluation": request["evaluation"], "run_id": request["run"]}
@@ -53,7 +58,7 @@ def trained(
     dataset: Any,
     folder: Path,
     settings: dict[str, Any],
-    lines: list[str],
+    arm: dict[str, Any],
     *,
     done: int,
     total: int,
@@ -63,7 +68,9 @@ def trained(
         from tracin_core.engine.training import train
 
         samples, inputs, _ = dataset
-        excluded = training_exclusions(lines, samples)
+        request = progress.job.request
+        excluded = training_exclusions(lines_of(request, arm), samples)
+        samples, changes = changed(progress, request, arm, samples)
         train(
             inputs,
             samples,
@@ -75,6 +82,7 @@ def trained(
             exclude_pairs=excluded.pairs,
             progress=lambda epoch, epochs: progress.advance(done, total) if epochs else None,
             keep="outputs",
+            **changes,
             **{**settings, "save_epochs": (settings["epochs"],)},
         )
     told: dict[str, Any] = read_json(folder / "training.json")
@@ -82,8 +90,38 @@ def trained(
 
 
 def lines_of(request: dict[str, Any], arm: dict[str, Any]) -> list[str]:
-    """What this arm leaves out, and what the run's own training did."""
-    return list(dict.fromkeys([*request.get("left_out_before", ()), *arm["lines"]]))
+    """What the run's own training left out, and what this arm does."""
+    own = arm["lines"] if request.get("action", "exclude") == "exclude" else ()
+    return list(dict.fromkeys([*request.get("left_out_before", ()), *own]))
+
+
+def changed(
+    progress: Progress, request: dict[str, Any], arm: dict[str, Any], samples: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The samples and the settings of `train` in which this arm's examples are not left out but changed."""
+    action = request.get("action", "exclude")
+    if action == "exclude" or not arm["lines"]:
+        return samples, {}
+    before = training_exclusions(request.get("left_out_before", ()), samples)
+    named = training_exclusions(arm["lines"], samples)
+    if action == "down_weight":
+        stay = [*(named.samples - before.samples), *(named.pairs - before.pairs)]
+        return samples, {"weights": dict.fromkeys(stay, request["weight"])}
+    if action == "turn":
+        return samples, {"flip_pairs": named.pairs - before.pairs}
+    others = likeliest_others(progress.workspace.run(request["run"]))
+    labels = samples["id"].map({name: others[name] for name in named.samples})
+    return samples.assign(label=labels.fillna(samples["label"]).astype(np.int64)), {}
+
+
+def likeliest_others(run: Run) -> dict[str, int]:
+    """Of each training sample of a classification the label that the last checkpoint finds most likely, but for its own."""
+    side = run.splits["train"]
+    outputs, labels = run.kernels.train_outputs[-1].astype(np.float64), side["label"].to_numpy()
+    if outputs.ndim == 1:
+        return dict(zip(side["id"], (1 - labels).tolist(), strict=True))
+    others = np.where(np.arange(outputs.shape[1]) == labels[:, None], -np.inf, outputs).argmax(axis=1)
+    return dict(zip(side["id"], others.tolist(), strict=True))
 
 
 def epochs_for(whole: dict[str, Any], lines: list[str], recipe: Recipe, dataset: Any, settings: dict[str, Any]) -> int:

@@ -2,13 +2,16 @@
 
 A list is judged against training without it, against as many examples left out at random, and against its reverse (the most helpful ones),
 with common seeds, the split fixed, and the effect measured on the test side, which neither the training nor the influence has seen.
+
+A list is left out; or its examples stay, with less weight in the loss, with pairs turned round, or with another label. The arms then differ
+in which examples that is done to.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from tracin_core.records.workspace import Workspace
 
 Lasting = Literal["epochs", "steps"]
+Action = Literal["exclude", "down_weight", "turn", "relabel"]
+ACTIONS: Final[tuple[Action, ...]] = get_args(Action)
+WEIGHT: Final = 0.25  # of a down-weighted example in the loss
 SEEDS: Final = 3
 DRAWS: Final = 3
 FOLLOWED: Final = ("epochs", "learning_rate", "schedule", "momentum", "batch_pairs", "batch_size")  # of the run's own training
@@ -35,7 +41,7 @@ Verdict = Literal["helps", "harms", "unproven"]
 
 @dataclass(frozen=True)
 class Arm:
-    """What one kind of training leaves out."""
+    """What one kind of training leaves out, or changes."""
 
     name: str  # none, list, reverse, random_1, ...
     lines: tuple[str, ...]
@@ -85,6 +91,8 @@ def start_retraining(
     seeds: int = SEEDS,
     draws: int = DRAWS,
     lasting: Sequence[Lasting] = ("epochs", "steps"),
+    action: Action = "exclude",
+    weight: float = WEIGHT,
 ) -> Job:
     """The list is being retrained in the background; the same question is one evaluation, and what is trained already is not redone.
 
@@ -92,10 +100,14 @@ def start_retraining(
         chosen: as `view.exclusions` gives it.
         rule: what made the list, kept with the result.
         seeds: of training, the same in each arm; at least 2, or there is no interval.
-        lasting: equal epochs (fewer examples make fewer steps), equal steps (to within an epoch), or both.
+        lasting: equal epochs (fewer examples make fewer steps), equal steps (to within an epoch), or both; where nothing is left out
+            the two are one.
+        action: what is done with the listed: left out; less weight in the loss; pairs learnt the other way round; samples of a
+            classification with the label that the last checkpoint finds most likely but for their own.
+        weight: where the action is down_weight, between 0 and 1.
 
     Raises:
-        InputError: the run has no test side, its data are gone, or there would be no interval.
+        InputError: the run has no test side, its data are gone, there would be no interval, or such examples cannot be changed so.
         ViewError: as `arms_of`.
     """
     if seeds < 2 or draws < 1 or not lasting:
@@ -109,6 +121,8 @@ def start_retraining(
         raise InputError(
             f"The test side of run '{run.name}' has one label only, so it has no pair to measure; split the data so that it has several."
         )
+    noun: Literal["pair", "sample"] = "pair" if "id1" in chosen.columns else "sample"
+    require_action(run, noun, action, weight)
     place.data_files(run.recipe)
     settings, assumed = settings_of(run)
     asked = {
@@ -118,9 +132,11 @@ def start_retraining(
         "settings": settings,
         "rule": rule,
         "entries": len(chosen),
-        "noun": "pair" if "id1" in chosen.columns else "sample",
+        "noun": noun,
         "seeds": list(range(1, seeds + 1)),
-        "lasting": list(lasting),
+        "lasting": list(lasting) if action == "exclude" else ["epochs"],
+        **({} if action == "exclude" else {"action": action}),
+        **({"weight": weight} if action == "down_weight" else {}),
     }
     number = digest_of([asked, sorted(chosen["id"].tolist()), draws])[:12]
     arms = arms_of(run, chosen, draws=draws, seed=int(number, 16))
@@ -131,7 +147,34 @@ def start_retraining(
         "left_out_before": sorted(left_out_before(run)),
         "arms": [{"name": arm.name, "lines": list(arm.lines)} for arm in arms],
     }
-    return place.queue.submit("retraining", request, title=f"{run.name}: {len(chosen)} left out", who=place.who)
+    return place.queue.submit("retraining", request, title=f"{run.name}: {len(chosen)} {DONE[action]}", who=place.who)
+
+
+DONE: Final[dict[Action, str]] = {
+    "exclude": "left out",
+    "down_weight": "down-weighted",
+    "turn": "turned round",
+    "relabel": "relabelled",
+}
+
+
+def actions_for(run: Run, noun: Literal["pair", "sample"]) -> list[Action]:
+    """What can be done with a list of the run's pairs, or samples."""
+    changed: list[Action] = ["turn"] if noun == "pair" else ["relabel"] if run.task == "classification" else []
+    return ["exclude", "down_weight", *changed]
+
+
+def require_action(run: Run, noun: Literal["pair", "sample"], action: Action, weight: float) -> None:
+    """That can be done with such a list.
+
+    Raises:
+        InputError: it cannot, or the weight is none between 0 and 1.
+    """
+    offered = actions_for(run, noun)
+    if action not in offered:
+        raise InputError(f"A list of {noun}s of a {run.task} cannot be put to '{action}'; choose from {', '.join(offered)}.")
+    if not 0 < weight < 1:
+        raise InputError(f"A weight of {weight:g} is no less weight; give one between 0 and 1, both excluded.")
 
 
 def left_out_before(run: Run) -> set[str]:
@@ -193,6 +236,8 @@ class Retraining:
     created: float
     who: str
     table: pd.DataFrame
+    action: Action = "exclude"
+    weight: float | None = None
 
     @property
     def lasting(self) -> list[str]:
@@ -204,7 +249,7 @@ class Retraining:
         return paired_effect(sign * self._by_seed(arm, lasting), sign * self._by_seed(against, lasting))
 
     def verdict(self, lasting: str) -> Verdict:
-        """Whether the list did better than as many examples at random: helps, harms, or unproven where the interval holds 0."""
+        """Whether the list did better than the same done to as many examples at random: helps, harms, or unproven (0 is in between)."""
         difference = self.effect("list", "random", lasting).difference
         return "helps" if difference.is_above else "harms" if difference.is_below else "unproven"
 
@@ -251,6 +296,7 @@ def read_result(file: Path) -> Retraining | None:
         return Retraining(
             file.parent.name, told["run"], told["digest"], told["rule"], told["entries"], told["noun"], told["measure"],
             tuple(told["assumed"]), told["created"], told["who"], pd.DataFrame(told["table"]),
+            told.get("action", "exclude"), told.get("weight"),
         )  # fmt: skip
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
         return None

@@ -63,7 +63,7 @@ def evidence(place: "Workspace", run: Run, rule: dict[str, Any]) -> list[Evidenc
     retrained = [
         one
         for one in retrainings(place, run)
-        if one.digest == run.digest and (score_of(one.rule), one.rule.get("pair_mode")) == (score, mode)
+        if one.digest == run.digest and one.action == "exclude" and (score_of(one.rule), one.rule.get("pair_mode")) == (score, mode)
     ]
     judged = [] if run.kind == "scores" else _judged(place, run, score)
     fitting = [one for one in judged if (one.unit == "pair") == (mode == "ranking_pair")] or judged
