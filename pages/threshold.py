@@ -27,7 +27,7 @@ with frame.page("page.threshold"):
             left, right = st.container(width=500), st.container(width=370)
         with left:
             st.subheader(t("threshold.list"))
-            exclusion.preview(line, final)
+            exclusion.preview(view, line, final)
         with right:
             st.subheader(t("threshold.export"))
             exporting.export(run, view, line, final, told, who)

@@ -1,8 +1,8 @@
 """The pictures in docs/pictures: every page of the SIMULATED demo in a headless Chromium, as the README shows them.
 
-    python scripts/pictures.py --workspace workspace [--out docs/pictures] [--theme dark] [--language zh-TW] [--width 420]
+    python scripts/pictures.py --workspace workspace [--out FOLDER] [--theme dark] [--language zh-TW] [--width 420] [--height 1500]
 
-The workspace has the demo's run (`make run` computes it). Without options, what is in docs/pictures is drawn anew.
+The workspace has the demo's run (`make run` computes it). What the README shows was drawn with `--height 1500`.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from PIL import Image
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-TALLEST: Final = 6_000  # pixels
 # picture -> where it is; the run and the language are added.
 PAGES: Final = {
     "overview": "",
@@ -42,6 +41,7 @@ def main() -> None:
     parser.add_argument("--theme", choices=("light", "dark"), default="light")
     parser.add_argument("--language", default="en")
     parser.add_argument("--width", type=int, default=1400)
+    parser.add_argument("--height", type=int, default=6_000, help="of a picture at most, in pixels")
     parser.add_argument("--run", help="its id; default: the newest")
     parser.add_argument("pages", nargs="*", default=list(PAGES), help=f"of {', '.join(PAGES)}")
     options = parser.parse_args()
@@ -59,22 +59,22 @@ def main() -> None:
                     query = "&".join(f"{key}={value}" for key, value in asked.items() if value)
                     address = f"{server.url}/{PAGES[name]}{'&' if '?' in PAGES[name] else '?'}{query}"
                     context = browser.new_context(viewport={"width": options.width, "height": 1000}, color_scheme=options.theme)
-                    (options.out / f"{name}.png").write_bytes(picture(context.new_page(), address))
+                    (options.out / f"{name}.png").write_bytes(picture(context.new_page(), address, options.height))
                     context.close()
                     print(options.out / f"{name}.png")
         finally:
             stop_server(process)
 
 
-def picture(page: Any, address: str) -> bytes:
-    """The whole page as PNG, in 256 colours: a picture for a README."""
+def picture(page: Any, address: str, tallest: int) -> bytes:
+    """The whole page, from its top, as PNG, in 256 colours: a picture for a README."""
     from conftest import idle, visit
 
     page.set_default_timeout(120_000)
     visit(page, address)
     page.wait_for_timeout(1_500)  # charts are drawn after the script has ended
     height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
-    page.set_viewport_size({"width": page.viewport_size["width"], "height": min(height, TALLEST)})
+    page.set_viewport_size({"width": page.viewport_size["width"], "height": min(height, tallest)})
     idle(page)
     page.wait_for_timeout(1_500)
     told = io.BytesIO()

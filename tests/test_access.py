@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qs, quote, urlsplit
 
 import lab
+import numpy as np
 import psutil
 import pytest
 import soundfile
@@ -27,7 +28,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from pages.shared import access as gate
-from pages.shared import frame, server
+from pages.shared import frame, server, spectrograms
 from tracin_core.errors import InputError, NotFoundError, WorkspaceError
 from tracin_core.records import access
 from tracin_core.records.jobs import JobQueue
@@ -532,6 +533,24 @@ def test_pictures_and_sounds_are_for_those_who_are_let_in_and_are_kept_by_the_br
         assert content == guarded.run.preview(str(guarded.run.samples["id"][0])).picture.with_suffix(kind).read_bytes()
     small = ask(guarded, "GET", f"{address_of(guarded, '.png')}?width=40", Cookie=guarded.cookie)[2]
     assert Image.open(io.BytesIO(small)).width == 40
+    around = Image.open(io.BytesIO(ask(guarded, "GET", f"{address_of(guarded, '.png')}?tone=1000", Cookie=guarded.cookie)[2]))
+    assert around.size == spectrograms.SMALL
+
+
+def test_a_thumbnail_around_a_tone_is_brightest_where_the_tone_is(tmp_path: Path) -> None:
+    """A sine 200 Hz above the middle of the band stands above the middle of the picture."""
+    rate = 48_000
+    file = tmp_path / "tone.wav"
+    soundfile.write(file, 0.5 * np.sin(2 * np.pi * 1_200 * np.arange(rate // 4) / rate), rate)
+    rows = np.asarray(Image.open(io.BytesIO(spectrograms.small(file, 1_000.0))).convert("L"), dtype=float).mean(axis=1)
+    middle = spectrograms.SMALL[1] / 2
+    assert rows.argmax() == pytest.approx(middle - 200 / 800 * spectrograms.SMALL[1], abs=8)
+
+
+def test_a_server_below_a_base_path_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.config, "get_option", {"server.baseUrlPath": "/studio"}.get)
+    with pytest.raises(InputError, match=r"server\.baseUrlPath is 'studio'"):
+        server.require_top()
 
 
 @pytest.mark.parametrize(
@@ -543,6 +562,9 @@ def test_pictures_and_sounds_are_for_those_who_are_let_in_and_are_kept_by_the_br
         "/previews/{dataset}/{stem}.json",
         "/previews/{dataset}/{stem}.PNG",
         "/previews/{dataset}/{name}%00.png",
+        "/previews/{dataset}/{name}?tone=99999",
+        "/previews/{dataset}/{name}?tone=nan",
+        "/previews/{dataset}/{name}?tone=-1000",
         "/previews/{dataset}/{name}?width=0",
         "/previews/{dataset}/{name}?width=99999",
         "/previews/{dataset}/{name}?width=-40",

@@ -13,6 +13,7 @@ from typing import Any
 
 import lab
 import numpy as np
+import pandas as pd
 import pytest
 from shell import ENVIRONMENT, PATIENCE, Shell, command
 
@@ -24,6 +25,7 @@ from tracin_core.errors import InputError
 from tracin_core.recipe import SIMULATED_MARK, SplitSection
 from tracin_core.records.interchange import read_exclusions
 from tracin_core.records.runs import Run
+from tracin_core.records.verdicts import decided, subject
 from tracin_core.scores.thresholds import threshold_table
 
 FREQUENCIES = ("1000hz", "500hz")
@@ -155,6 +157,36 @@ def test_what_people_decided_is_told_and_applied_when_asked_for(shell: Shell, ru
     finally:
         for samples in ((first["id1"], first["id2"]), (spare.id1, spare.id2)):
             shell.place.decide(run, samples, "none", who="Mei")
+
+
+def test_what_people_excluded_has_the_rules_own_numbers(run: Run) -> None:
+    """In each mode, also where the limit cut it."""
+    view = run.view()
+    for mode in ("full_pair", "sample", "ranking_pair"):
+        rule = {"threshold": float(THRESHOLD), "min_occurrences": 1, "pair_mode": mode}
+        whole = view.exclusions(**rule, max_exclusions=None)
+        last = whole.iloc[-1]
+        about = subject((last["id1"], last["id2"]) if "id1" in last else (last["id"],))
+        said = pd.DataFrame({"verdict": ["exclude"]}, index=[about])
+        final = decided(view, view.exclusions(**rule, max_exclusions=1), said, rule).entries
+        assert len(final) == 2
+        assert final["id"].iloc[1] == last["id"]
+        for name in ("occurrences", "average_influence"):
+            assert final[name].iloc[1] == pytest.approx(last[name])
+        assert list(final["affected_tests"].iloc[1]) == list(last["affected_tests"])
+
+
+def test_a_list_of_which_all_is_kept_is_not_said_to_be_empty_for_want_of_harm(shell: Shell, run: Run) -> None:
+    first = run.view().exclusions(threshold=float(THRESHOLD), max_exclusions=1).iloc[0]
+    rule = ("generate-exclusions", "--run", run.id, "--threshold", THRESHOLD, "--max-exclusions", "1", "--output-file", "kept.txt")
+    shell.place.decide(run, (first["id1"], first["id2"]), "keep", who="Mei")
+    try:
+        told = shell.here(*rule, "--verdicts")
+        assert "People keep all that the rule lists" in told.stdout
+        assert "Nothing does harm" not in told.stdout
+        assert read_exclusions(shell.home / "kept.txt") == []
+    finally:
+        shell.place.decide(run, (first["id1"], first["id2"]), "none", who="Mei")
 
 
 def test_what_is_no_number_in_a_score_file_is_named_and_does_no_harm(shell: Shell, run: Run) -> None:

@@ -81,7 +81,7 @@ def test_scores_scales_and_tails_change_what_is_shown(look: Callable[..., AppTes
         for tail in ("high", "low"):
             test = look("distribution", score=score, scale="linear", tail=tail)
             assert not test.error
-            shown[score, tail] = test.dataframe[1].value["id"].iloc[0]
+            shown[score, tail] = test.dataframe[-1].value["id"].iloc[0]
     own = view.self_influence()
     assert shown["self_influence", "high"] == view.train_pairs["id"][own.argmax()]
     assert shown["mean_influence", "low"] == view.train_pairs["id"][view.mean_influence().argmin()]

@@ -440,10 +440,11 @@ def grid_figure(
     numbers = grid[values].tolist()
     rows, columns = ({end: place for place, end in enumerate(in_order(ends[side]))} for side in ("row", "high"))
     shown, texts = np.full((len(rows), len(columns)), np.nan), np.full((len(rows), len(columns)), "", dtype=object)
-    words = [f"{short(value)}<br>n = {n:,}" for n, value in zip(grid["n"].tolist(), numbers, strict=True)]
-    for row, high, value, text in zip(ends["row"], ends["high"], numbers, words, strict=True):
+    told = ["" if np.isnan(value) else short(value) for value in numbers]  # a cell may have no value
+    words = [f"{value}<br>n = {n:,}" for n, value in zip(grid["n"].tolist(), told, strict=True)]
+    for row, high, value, number, text in zip(ends["row"], ends["high"], numbers, told, words, strict=True):
         shown[rows[row], columns[high]] = value
-        texts[rows[row], columns[high]] = "" if len(columns) > READABLE else short(value) if of_groups or small else text
+        texts[rows[row], columns[high]] = "" if len(columns) > READABLE else number if of_groups or small else text
     cells = {
         "type": "heatmap", "z": shown, "x": [literal(marked(end)) for end in columns], "y": [literal(marked(end)) for end in rows],
         "text": texts.tolist(), "texttemplate": "%{text}", "textfont": {"color": INK, "size": 12}, "hoverinfo": "skip", "xgap": 2,

@@ -222,7 +222,7 @@ class Gate:
 
     def refusal(self, scope: Scope) -> Response | None:
         """Why this request goes no further; None if it may."""
-        path = local_path(scope)
+        path = str(scope["path"])
         if path.startswith(CLOSED) or (scope["type"] == "websocket" and path != STREAM):
             return PlainTextResponse("There is nothing here.", 404)
         foreign = foreign_address(scope)
@@ -292,13 +292,6 @@ def is_let_in(scope: Scope, cookies: dict[str, str]) -> bool:
         return bool(_visitor(cookies)) or (not control() and not comes_from_elsewhere(scope))
     except (InputError, WorkspaceError):
         return False
-
-
-def local_path(scope: Scope) -> str:
-    """The path below `server.baseUrlPath`."""
-    base = str(config.get_option("server.baseUrlPath") or "").strip("/")
-    path = str(scope["path"])
-    return path[len(base) + 1 :] if base and path.startswith(f"/{base}/") else path
 
 
 def foreign_address(scope: Scope) -> str:

@@ -1,5 +1,6 @@
 """Examples on a page: their names, choosing one, galleries, cards and players."""
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import numpy as np
@@ -159,7 +160,10 @@ def gallery(
     for side in ("1", "2") if "id1" in shown else ("",):
         samples = shown[f"id{side}"]
         told = [side_label(example, side) for _, example in shown.iterrows()]
-        previews = [(media.picture_address(run, sample), media.sound_address(run, sample)) for sample in samples]
+        tones = tones_of(run, samples)
+        previews = [
+            (media.picture_address(run, sample, tone=tones.get(sample)), media.sound_address(run, sample)) for sample in samples
+        ]
         table[f"what{side}"] = told
         parts[f"what{side}"] = t("pair.side", side=side)
         for name, column, values in zip(
@@ -190,6 +194,15 @@ def gallery(
     return str(table["id"].iloc[picked[0]]) if picked and picked[0] < len(table) else None
 
 
+def tones_of(run: Run, sample_ids: Collection[str]) -> dict[str, float]:
+    """The tone of each of these recordings that names one; none where all frequencies are asked for."""
+    if st.session_state.get("band") == "full" or "frequency" not in run.samples:
+        return {}
+    named = run.samples[run.samples["id"].isin(list(sample_ids))]
+    told = {str(sample["id"]): spectrograms.tone_of(sample) for _, sample in named.iterrows()}
+    return {name: tone for name, tone in told.items() if tone is not None}
+
+
 def side_label(example: pd.Series, side: str) -> str:
     """One side of a pair, or the sample itself, in a few words."""
     if side:
@@ -198,7 +211,7 @@ def side_label(example: pd.Series, side: str) -> str:
 
 
 def picture_column() -> Any:
-    return st.column_config.ImageColumn(t("spectrogram"), width="small")
+    return st.column_config.ImageColumn(t("spectrogram"), width=110)
 
 
 def sound_column() -> Any:

@@ -1,6 +1,6 @@
 """Pictures and sounds of samples at addresses of their own, so that a page carries words only and a browser asks for each file once.
 
-An address names the content, not the sample: what it leads to never changes. The gate stands before it as before every page.
+An address names the content and when its file was written: what it leads to never changes. The gate stands before it as before every page.
 """
 
 import html
@@ -16,9 +16,9 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
-from streamlit import config
 
-from pages.shared import session
+from pages.shared import session, spectrograms
+from tracin_core.errors import TracInError
 from tracin_core.records.runs import Run
 
 TYPES: Final = {".png": "image/png", ".wav": "audio/wav"}
@@ -31,10 +31,18 @@ WIDTHS: Final = range(16, 513)  # pixels of a thumbnail
 # ---- what a page says of them ---------------------------------------------------------------------------------------------------
 
 
-def picture_address(run: Run, sample_id: str, *, width: int | None = None) -> str | None:
-    """Where the browser finds the sample's picture, perhaps no wider than so many pixels; None if there is none."""
-    found = _address(run, run.preview(sample_id).picture)
-    return f"{found}?width={width}" if found and width else found
+def picture_address(run: Run, sample_id: str, *, width: int | None = None, tone: float | None = None) -> str | None:
+    """Where the browser finds the sample's picture; None if there is none.
+
+    Args:
+        width: no wider than so many pixels.
+        tone: in Hz; a recording is drawn around it, in place of the whole picture.
+    """
+    preview = run.preview(sample_id)
+    found = _address(run, preview.picture)
+    if found and tone is not None and preview.sound.is_file():
+        return f"{found}&tone={tone:g}"
+    return f"{found}&width={width}" if found and width else found
 
 
 def sound_address(run: Run, sample_id: str) -> str | None:
@@ -43,10 +51,11 @@ def sound_address(run: Run, sample_id: str) -> str | None:
 
 
 def _address(run: Run, file: Path) -> str | None:
-    if not file.is_file():
+    try:
+        drawn = file.stat().st_mtime_ns
+    except FileNotFoundError:
         return None
-    base = str(config.get_option("server.baseUrlPath") or "").strip("/")
-    return f"{f'/{base}' if base else ''}/previews/{run.manifest.dataset}/{file.name}"
+    return f"/previews/{run.manifest.dataset}/{file.name}?v={drawn:x}"
 
 
 def strip(pictures: Iterable[tuple[str, str]], sounds: Iterable[str], *, width: int) -> None:
@@ -79,12 +88,34 @@ def preview(request: Request) -> Response:
     file = Path(session.workspace_path()) / "datasets" / dataset / "previews" / name
     if not file.is_file():
         return _nothing()
+    tone = request.query_params.get("tone", "")
+    if tone and file.suffix == ".png":
+        return _around(file.with_suffix(".wav"), tone)
     width = request.query_params.get("width", "")
     if width and file.suffix == ".png":
         if not re.fullmatch("[0-9]{1,4}", width) or int(width) not in WIDTHS:
             return _nothing()
-        return Response(thumbnail(file, int(width)), headers=KEPT, media_type=TYPES[".png"])
+        try:
+            return Response(thumbnail(file, file.stat().st_mtime_ns, int(width)), headers=KEPT, media_type=TYPES[".png"])
+        except OSError:  # damaged; `verify` names it
+            return _nothing()
     return FileResponse(file, headers=KEPT, media_type=TYPES[file.suffix])
+
+
+def _around(sound: Path, tone: str) -> Response:
+    """The recording's picture around a tone."""
+    if not re.fullmatch(r"[0-9]{1,6}(?:\.[0-9]{1,3})?", tone):
+        return _nothing()
+    try:
+        return Response(small(sound, sound.stat().st_mtime_ns, float(tone)), headers=KEPT, media_type=TYPES[".png"])
+    except (OSError, ValueError, TracInError):
+        return _nothing()
+
+
+@lru_cache(maxsize=500)
+def small(sound: Path, written: int, tone: float) -> bytes:
+    """`spectrograms.small`, made again where the file is another one."""
+    return spectrograms.small(sound, tone)
 
 
 def _nothing() -> Response:
@@ -92,8 +123,12 @@ def _nothing() -> Response:
 
 
 @lru_cache(maxsize=500)
-def thumbnail(file: Path, width: int) -> bytes:
-    """The picture no wider than this, as PNG."""
+def thumbnail(file: Path, written: int, width: int) -> bytes:
+    """The picture no wider than this, as PNG; made again where the file is another one.
+
+    Raises:
+        OSError: it is no whole picture.
+    """
     with Image.open(file) as picture:
         picture.thumbnail((width, 4 * width))
         told = BytesIO()

@@ -15,10 +15,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from streamlit import config
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 from pages.shared import access, media, session, uploads, widgets
-from tracin_core.errors import TracInError
+from tracin_core.errors import InputError, TracInError
 from tracin_core.records.workspace import readiness
 
 # Not beside a folder named `pages`: Streamlit would run a deep link's page alone, without this script (docs/decisions/0001-asgi.md).
@@ -107,10 +108,25 @@ def require_safety() -> None:
     """
     try:
         access.require_control()
+        require_top()
         uploads.inbox().sweep()
     except TracInError as failure:
         print(f"Error: {failure}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def require_top() -> None:
+    """The dashboard lies at the top of its address: its own routes do not move with `server.baseUrlPath`.
+
+    Raises:
+        InputError: that is set.
+    """
+    base = str(config.get_option("server.baseUrlPath") or "").strip("/")
+    if base:
+        raise InputError(
+            f"server.baseUrlPath is '{base}', but pictures, uploads and links of this dashboard lie at the top of its address; leave it "
+            f"empty, and give the dashboard a host name or a port of its own."
+        )
 
 
 def healthz(request: Request) -> JSONResponse:

@@ -28,6 +28,7 @@ PLOT: Final = (360, 300)  # pixels of the field, drawn at twice the size that it
 LEFT, TOP, RIGHT, BOTTOM = 76, 14, 92, 52
 WIDTH: Final = (LEFT + PLOT[0] + RIGHT) // 2  # pixels on the page
 CARD: Final = 290  # pixels of the card around it: three stand side by side in the frame of the threshold page
+SMALL: Final = (216, 140)  # pixels of a thumbnail, at twice the size that it is shown at
 GROUND, TEXT = "#101522", "#d5dae3"  # of the margins, in either theme
 LEVELS: Final = np.array([ImageColor.getrgb(colour) for colour in sequential.Inferno], dtype=float)
 DIFFERENCES: Final = np.array([ImageColor.getrgb(colour) for colour in diverging.PuOr], dtype=float)
@@ -123,6 +124,26 @@ def pictures(first: str, second: str, tones: tuple[float, ...] | None) -> Pictur
     left, right = (drawn(level, LEVELS, (FLOOR_DB, 0.0), found) for level in found.levels)
     difference = drawn(found.levels[0] - found.levels[1], DIFFERENCES, (-REACH, REACH), found)
     return Pictures((left, right), difference, found.low, found.high, found.seconds, found.louder)
+
+
+def small(file: Path, tone: float) -> bytes:
+    """A PNG of one recording around its tone, in dB below its own loudest point, without axes: enough to tell two from each other.
+
+    Raises:
+        UnreadableSampleError: the file is damaged.
+        ValueError: it holds no such frequency.
+    """
+    wave, rate = read_recording(file)
+    found = power(wave.astype(float), rate)
+    frequencies = np.arange(len(found)) * rate / WINDOW
+    band = (frequencies >= tone - AROUND) & (frequencies <= tone + AROUND)
+    if not band.any():
+        raise ValueError(f"No frequency of a recording at {rate} Hz lies within {AROUND:g} Hz of {tone:g} Hz.")
+    levels = np.maximum(decibel(found[band] / max(float(found.max()), np.finfo(float).tiny)), FLOOR_DB)
+    image = Image.fromarray(painted(levels[::-1], LEVELS, (FLOOR_DB, 0.0))).resize(SMALL, Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 # ---- drawing --------------------------------------------------------------------------------------------------------------------

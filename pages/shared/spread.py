@@ -70,11 +70,12 @@ def spread(run: Run, view: View, score: str, scale: charts.Scale, part: Part) ->
     if zeros := int(np.sum(values == 0)):
         st.markdown(f":small[{t('spread.zeros.why', n=zeros, share=f'{zeros / len(values):.1%}')}]")
     widgets.quantile_table(quantiles)
-    if run.kind != "scores":
-        reached_in_thirds(run, values, part)
+    examples_of_run = run.train_pairs if run.noun == "pair" else run.splits["train"]
+    if run.kind != "scores" and examples_of_run["id"].tolist() == view.train_pairs["id"].tolist():
+        reached_in_thirds(run, score, values, part)
 
 
-def reached_in_thirds(run: Run, values: charts.Array, part: Part) -> None:
+def reached_in_thirds(run: Run, score: str, values: charts.Array, part: Part) -> None:
     """How the last checkpoint does on the training examples with little, middling and much of the score."""
     found = thirds(values, run.reached[part])
     numbers = run.task == "regression"
@@ -87,7 +88,8 @@ def reached_in_thirds(run: Run, values: charts.Array, part: Part) -> None:
         names = {name: t(f"thirds.{name}") for name in ("n", "lowest", "highest")}
         of = {"third": t("thirds.third"), **names, "reached": t("thirds.reached.number" if numbers else "thirds.reached")}
         st.dataframe(shown, hide_index=True, column_config=of)
-        st.markdown(f":small[{t('thirds.why')}]")
+        why = f" {t('thirds.why.self_influence')}" if score == "self_influence" else ""
+        st.markdown(f":small[{t('thirds.why')}{why}]")
 
 
 def choose_other(run: Run, view: View) -> tuple[str, View] | None:

@@ -22,7 +22,7 @@ from tracin_core.records.evaluations import (
     retrainings,
     start_retraining,
 )
-from tracin_core.records.faithfulness import faithfulness
+from tracin_core.records.faithfulness import DRAWN, Faithfulness, faithfulness
 from tracin_core.records.jobs import Job
 from tracin_core.records.report.decisions import own_training
 from tracin_core.records.runs import Run
@@ -55,7 +55,9 @@ def list_label(row: pd.Series) -> str:
 
 
 def start(run: Run, listed: pd.Series) -> None:
-    """How often it is trained and how long that takes; and the button."""
+    """What is done with the list, how often it is trained and how long that takes; and the button."""
+    action = cast(Action, widgets.choose_code("verify.action", actions_for(run, noun_of(listed)), key="action"))
+    weight, lasting = WEIGHT, LASTING["epochs"]
     with st.container(horizontal=True, gap="large", vertical_alignment="bottom"):
         seeds = int(
             st.number_input(t("verify.seeds"), 2, 20, width=150, help=t("verify.seeds.help"), **number("seeds", SEEDS, 2, 20))
@@ -63,7 +65,13 @@ def start(run: Run, listed: pd.Series) -> None:
         draws = int(
             st.number_input(t("verify.draws"), 1, 20, width=150, help=t("verify.draws.help"), **number("draws", DRAWS, 1, 20))
         )
-        action, weight, lasting = choose_action(run, "pair" if listed_pairs(listed) else "sample")
+        if action == "exclude":
+            lasting = LASTING[widgets.choose_code("lasting", tuple(LASTING), key="lasting")]
+        if action == "down_weight":
+            picker = session.linked("weight", WEIGHT, valid=lambda share: 0 < share < 1)
+            weight = float(
+                st.number_input(t("verify.weight"), 0.01, 0.99, step=0.05, width=150, help=t("verify.weight.help"), **picker)
+            )
     count = seeds * (1 + len(lasting) * (2 + draws))
     seconds = seconds_of_one(run)
     told = t("verify.count", n=count) + " "
@@ -77,22 +85,10 @@ def start(run: Run, listed: pd.Series) -> None:
         st.rerun()
 
 
-def listed_pairs(listed: pd.Series) -> bool:
-    """The list is one of pairs."""
+def noun_of(listed: pd.Series) -> Literal["pair", "sample"]:
+    """What the list is of."""
     entries = read_json(listed["provenance"])["entries"]
-    return bool(entries) and "id1" in entries[0]
-
-
-def choose_action(run: Run, noun: Literal["pair", "sample"]) -> tuple[Action, float, tuple[Lasting, ...]]:
-    """What is done with the listed: left out, or changed; with how much weight; and what the trainings have in common."""
-    action = cast(Action, widgets.choose_code("verify.action", actions_for(run, noun), key="action"))
-    if action == "exclude":
-        return action, WEIGHT, LASTING[widgets.choose_code("lasting", tuple(LASTING), key="lasting")]
-    if action == "down_weight":
-        picker = session.linked("weight", WEIGHT, valid=lambda weight: 0 < weight < 1)
-        st.number_input(t("verify.weight"), 0.01, 0.99, step=0.05, width=150, help=t("verify.weight.help"), **picker)
-        return action, float(st.session_state["weight"]), ("epochs",)
-    return action, WEIGHT, ("epochs",)
+    return "pair" if entries and "id1" in entries[0] else "sample"
 
 
 def number(key: str, default: int, low: int, high: int) -> dict[str, Any]:
@@ -176,9 +172,22 @@ def foretold(run: Run) -> None:
         st.markdown(t("foretold.none"))
         st.code(f".venv/bin/python -m tracin_core evaluate lds --run {run.id}", language=None)
         return
-    newest = found[0]
+    st.markdown(f":small[{t('foretold.preview')}]")
+    for drawn in DRAWN:
+        newest = next((one for one in found if one.drawn == drawn), None)
+        if newest is not None:
+            st.markdown(f"**{t(f'foretold.{drawn}')}**")
+            one_foretold(newest)
+
+
+def one_foretold(newest: Faithfulness) -> None:
+    """One evaluation: what was measured, each method's score, what limits it, and each test."""
     drawn = t(f"foretold.drawn.{newest.drawn}", share=f"{newest.share:.0%}", unit=t(f"foretold.{newest.unit}"))
-    st.markdown(t("foretold.what", subsets=newest.reported_on, repeats=newest.repeats, drawn=drawn))
+    measure = t(f"foretold.measure.{newest.drawn}")
+    st.markdown(t("foretold.what", subsets=newest.reported_on, repeats=newest.repeats, drawn=drawn, measure=measure))
+    if newest.methods.empty:
+        st.markdown(t("foretold.nobody"))
+        return
     table = newest.methods.assign(method=[t(f"compare.method.{name}") for name in newest.methods["method"]])
     columns: dict[str, Any] = {"method": t("foretold.method")}
     columns |= {name: st.column_config.NumberColumn(t(f"foretold.{name}"), format="%.3f") for name in ("lds", "low", "high")}

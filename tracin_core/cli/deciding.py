@@ -99,23 +99,27 @@ def generate_exclusions(
     view = chosen_run.view()
     chosen = view.exclusions(**settings)
     meet = say_limit(chosen_run, chosen, settings)
+    nothing = chosen.empty
     chosen, people = after_verdicts(place, chosen_run, chosen, settings, apply=verdicts)
-    text, provenance = place.export_exclusions(chosen_run, chosen, {**settings, **people}, why=why)
+    told = {**settings, **people}
+    text, provenance = place.export_exclusions(chosen_run, chosen, told, why=why)
     copy_out(text, output_file)
     copy_out(provenance, output_file.with_suffix(".provenance.json"))
     say_list(chosen, output_file, settings, marking, chosen_run.simulated)
     document = {"run": chosen_run.id, "simulated": chosen_run.simulated, **told_of_list(chosen, settings, output_file)}
     document |= {"meet_the_rule": meet, "verdicts": people}
-    if chosen.empty:
+    if nothing:
         suggested = view.suggested_threshold(settings["min_occurrences"], settings["pair_mode"])
         say(
             f"Nothing does harm below {rule.threshold:g} on {rule.min_occurrences} test pairs; on this run's scale, try --threshold "
             f"{suggested:g}"
         )
         document["suggested_threshold"] = suggested
-    else:
+    elif chosen.empty:
+        say("People keep all that the rule lists")
+    if not chosen.empty:
         say_next("train", "--workspace", workspace, "--run", chosen_run.id, "--exclusions-file", output_file)
-    document["marked"] = mark(marking, marking.sample_metadata, chosen, list_provenance(chosen_run, settings))
+    document["marked"] = mark(marking, marking.sample_metadata, chosen, list_provenance(chosen_run, told))
     document["plots"] = plot(chosen_run, chosen, pictures)
     answer(document)
 

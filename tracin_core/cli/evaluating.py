@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 evaluate = typer.Typer(name="evaluate", help="Puts scores to the test on your own data.", rich_markup_mode=None)
 LASTING = {"both": ("epochs", "steps"), "epochs": ("epochs",), "steps": ("steps",)}
 NAMED = 3  # lines of a list that are named where they match nothing
+GROUP = 0.05  # of the training side
 NOISY = 0.3  # rank correlation between the losses of two seeds, below which little can be foretold
 MEASURED = {
     "halves": "Linear datamodelling score",
@@ -155,7 +156,9 @@ def evaluate_leave_out(
     run: RunOption = None,
     unit: Annotated[Literal["sample", "pair"], typer.Option(help="What is left out.")] = "sample",
     one: Annotated[bool, typer.Option("--one", help="One at a time, in place of groups.")] = False,
-    share: Annotated[float, typer.Option(help="Of the training side that a group holds.")] = 0.05,
+    share: Annotated[
+        float | None, typer.Option(help="Of the training side that a group holds; default: 0.05.", show_default=False)
+    ] = None,
     subsets: Annotated[int, typer.Option(help="How many trainings leave something else out.", min=6)] = 40,
     repeats: Annotated[int, typer.Option(help="Trainings of each, with other weights.", min=1)] = 3,
     workspace: WorkspaceOption = Path("workspace"),
@@ -163,7 +166,7 @@ def evaluate_leave_out(
 ) -> None:
     """Train without groups of the data, or without one sample or pair at a time, and say how well influences foretold the losses.
 
-    Half of the groups are of like influence, half are drawn at random.
+    Up to half of the groups are of like influence, the rest are drawn at random.
 
     Example: python -m tracin_core evaluate leave-out --unit sample --one --repeats 5
     """
@@ -172,15 +175,17 @@ def evaluate_leave_out(
     place = opened(workspace)
     chosen = the_run(place, run)
     drawn: Literal["single", "groups"] = "single" if one else "groups"
+    if one and share is not None:
+        raise typer.BadParameter("--share is the size of groups; leave it out, or --one.")
+    share = GROUP if share is None else share
     what = f"one {unit} at a time" if one else f"groups of {share:.0%} of the {unit}s"
     say(f"Up to {subsets * repeats} trainings of run {chosen.id} without {what}{simulated_mark(chosen.simulated)}")
     job = watch(place, start_lds(place, chosen, unit=unit, drawn=drawn, subsets=subsets, repeats=repeats, share=share))
     found = next(each for each in faithfulness(place, chosen) if each.number == (job.result or {})["evaluation"])
     say_faithfulness(found)
     if found.ceiling is not None and found.ceiling < NOISY:
-        say(
-            "Another seed moves these losses about as much as what was left out: leave out more (--share), or train more often (--repeats)"
-        )
+        more = "leave out groups (without --one)" if one else "leave out more (--share)"
+        say(f"Another seed moves these losses about as much as what was left out: {more}, or train more often (--repeats)")
     answer(found.to_dict())
 
 
@@ -202,6 +207,9 @@ def say_faithfulness(found: "Faithfulness") -> None:
         say(f"Not judged: {method}. {why}")
     if found.ceiling is not None:
         say(f"Losses with one seed foretell those with another to {found.ceiling:.3f}: that noise limits every score.")
+    if not rows:
+        say("No method could be judged.")
+        return
     best = max(rows, key=lambda row: float(row["lds"].split()[0]))["method"]
     worst = found.per_test.dropna(subset=[best]).nsmallest(NAMED, best)
     say(f"Foretold worst by {best}: {', '.join(f'{row.test} ({getattr(row, best):.2f})' for row in worst.itertuples())}")

@@ -8,7 +8,7 @@ import typer
 
 from tracin_core.cli.asking import Marking, Pictures
 from tracin_core.cli.talk import say, simulated_mark
-from tracin_core.errors import InputError
+from tracin_core.errors import DamagedBlockError, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,13 @@ def after_verdicts(
     """The list after people had their say, and in how many entries they changed it; said, also where it is the rule's alone."""
     from tracin_core.records.verdicts import decided
 
-    final = decided(run.view(), chosen, place.verdicts(run), settings["threshold"], settings["pair_mode"])
+    try:
+        final = decided(run.view(), chosen, place.verdicts(run), settings)
+    except DamagedBlockError as failure:
+        if apply:
+            raise
+        say(f"What people decided is left aside, and cannot be read: {failure}")
+        return chosen, {}
     if not final.added and not final.kept:
         return chosen, {}
     if not apply:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from tracin_core.data.files import write_json
-from tracin_core.errors import ViewError
+from tracin_core.errors import InputError, ViewError
 from tracin_core.evaluating.calibrating import require_same
 from tracin_core.reading import plugins_of, read_dataset
-from tracin_core.records.faithfulness import FOLDER, Unit
+from tracin_core.records.faithfulness import FEWEST, FOLDER, Unit
 from tracin_core.records.interchange import training_exclusions
 from tracin_core.records.progress import Progress
 from tracin_core.records.runs import Run
@@ -25,6 +25,7 @@ from tracin_core.scores.evaluation import Lds, half_subsets, lds
 Array = npt.NDArray[np.float64]
 Chosen = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
+TRIES: Final = 50  # draws per random group until it is a new one
 MAPS: Final = ("tracin", "last_checkpoint", "training_time")  # without a damping to choose
 
 
@@ -36,7 +37,7 @@ def faithfulness(progress: Progress) -> dict[str, Any]:
     Raises:
         InputError: the data are not what the run was computed on.
     """
-    request = progress.job.request
+    request = {"drawn": "halves", **progress.job.request}
     run = progress.workspace.run(request["run"])
     folder = progress.workspace.root / FOLDER / request["evaluation"]
     samples, inputs, _ = read_dataset(progress, run.recipe)
@@ -45,11 +46,11 @@ def faithfulness(progress: Progress) -> dict[str, Any]:
     before = set(request["left_out_before"])
     names = unit_names(methods, request["unit"], before)
     seed = int(request["evaluation"], 16)
-    kept = subsets(methods, request, names, seed)
+    kept = what_stays(methods, request, names, seed)
     measured = outcomes(progress, run, samples, inputs, folder, names, kept, methods)
     examples = kept_examples(methods, request["unit"], names, kept, before)
     told = judged(methods, examples, measured, seed)
-    plain = ("digest", "unit", "share", "repeats", "simulated", "assumed")
+    plain = ("digest", "unit", "drawn", "share", "repeats", "simulated", "assumed")
     drawn = {"drawn": request.get("drawn", "halves"), "subsets": len(kept)}
     result = (
         {name: request[name] for name in plain}
@@ -69,30 +70,41 @@ def unit_names(methods: Methods, unit: Unit, before: set[str]) -> list[str]:
     return [str(name) for name in table["id"] if name not in before]
 
 
-def subsets(methods: Methods, request: dict[str, Any], names: list[str], seed: int) -> Chosen:
-    """What each training keeps: [subsets, units].
+def what_stays(methods: Methods, request: dict[str, Any], names: list[str], seed: int) -> Chosen:
+    """What each training keeps: [subsets, units]; no two keep the same.
 
-    Groups are first of like influence (units in its order, cut into pieces of the share), as many as there are pieces or half of what is
-    asked for, and then drawn at random. Single units are all of them, or as many as are asked for, drawn at random.
+    Groups are first of like influence (in its order, as many neighbours as the share holds; half of what is asked for, evenly along it),
+    and then drawn at random. Single units are all of them, or as many as are asked for, drawn at random.
+
+    Raises:
+        InputError: there are too few units for `FEWEST` different subsets.
     """
-    drawn, count, units = request.get("drawn", "halves"), request["subsets"], len(names)
+    drawn, count, units = request["drawn"], request["subsets"], len(names)
     if drawn == "halves":
         return half_subsets(units, count, share=request["share"], seed=seed)
+    generator = np.random.default_rng(seed)
     if drawn == "single":
-        chosen = np.sort(np.random.default_rng(seed).permutation(units)[:count])
-        return np.asarray(np.arange(units) != chosen[:, None])
-    size = max(round(request["share"] * units), 1)
-    order = np.argsort(unit_influence(methods, request["unit"], names), kind="stable")
-    pieces = np.array_split(order, max(units // size, 2))
-    alike = np.linspace(0, len(pieces) - 1, min(count // 2, len(pieces))).round().astype(int)
-    kept = np.ones((len(alike), units), dtype=bool)
-    for row, piece in zip(kept, alike, strict=True):
-        row[pieces[piece]] = False
-    return np.concatenate([kept, half_subsets(units, count - len(alike), share=1 - size / units, seed=seed)])
+        groups = [frozenset([int(unit)]) for unit in np.sort(generator.permutation(units)[:count])]
+    else:
+        size = max(round(request["share"] * units), 1)
+        order = np.argsort(unit_influence(methods, request["unit"], names), kind="stable")
+        starts = np.unique(np.linspace(0, units - size, count // 2).round().astype(int))
+        groups = [frozenset(order[start : start + size].tolist()) for start in starts]
+        for _ in range(TRIES * count):
+            if len(groups) == count:
+                break
+            group = frozenset(generator.choice(units, size, replace=False).tolist())
+            groups += [] if group in groups else [group]
+    if len(groups) < FEWEST:
+        raise InputError(f"{units} {request['unit']}s make {len(groups)} different subsets, of which at least {FEWEST} are needed.")
+    kept = np.ones((len(groups), units), dtype=bool)
+    for row, group in zip(kept, groups, strict=True):
+        row[list(group)] = False
+    return kept
 
 
 def unit_influence(methods: Methods, unit: Unit, names: list[str]) -> Array:
-    """The mean influence on all tests of each sample, with all its pairs, or of each pair: [units]."""
+    """The mean influence on live tests of each sample, with all its pairs, or of each pair: [units]."""
     view = methods.view
     each = view.mean_influence() * view.train.multiplicity
     table, members = view.train_pairs, np.arange(len(each))[:, None]
@@ -224,9 +236,15 @@ def questions(
 
 
 def summed(methods: Methods, name: str, examples: Chosen) -> Array:
-    """The sum of the influences of what each subset holds; drawn copies count."""
+    """The sum of the influences of what each subset holds, but for a constant where it holds most; drawn copies count.
+
+    Minus the sum of what is left out has the same ranks, and where that is little, equal ones stay equal to the last digit.
+    """
     view = methods.mapped(name)
-    return np.asarray((examples * view.train.multiplicity) @ view.influence(), dtype=np.float64)
+    counted = examples.astype(np.float64)
+    if examples.mean() > 0.5:
+        counted = -(~examples & examples.any(axis=0)).astype(np.float64)
+    return np.asarray((counted * view.train.multiplicity) @ view.influence(), dtype=np.float64)
 
 
 def undamped(methods: Methods, name: str, examples: Chosen) -> tuple[Array, None]:

@@ -4,8 +4,8 @@ The linear datamodelling score (LDS; Park, Georgiev, Ilyas, Leclerc, Madry 2023,
 and again, the model is trained on each half, and per test the Spearman correlation over the halves is taken between minus the loss that was
 measured and the sum of the influences of what the half holds.
 
-The same question with less left out: groups (half of them of like influence, half drawn at random), or one sample or pair at a time
-(leave-one-out). Of a network, one at a time moves a loss less than another seed does; the ceiling shows it.
+The same question with less left out: groups (up to half of them of like influence, the rest drawn at random), or one sample or pair at
+a time (leave-one-out). Of a network, one at a time moves a loss less than another seed does; the ceiling shows it.
 """
 
 import json
@@ -31,6 +31,7 @@ DRAWN: Final[tuple[Drawn, ...]] = get_args(Drawn)
 FOLDER: Final = "faithfulness"
 SUBSETS: Final = 40
 REPEATS: Final = 2
+LARGEST: Final = 0.5  # share of a group
 FEWEST: Final = 6  # half of them choose the damping, and three can be ranked
 
 
@@ -93,7 +94,13 @@ def start_lds(
     """
     if subsets < FEWEST or repeats < 1:
         raise InputError(f"{subsets} subsets, {repeats} times each, rank nothing; ask for at least {FEWEST} subsets, once.")
-    if not 0 < share < 1:
+    if drawn not in DRAWN:
+        raise InputError(f"Subsets are not drawn as '{drawn}'; choose from {', '.join(DRAWN)}.")
+    if drawn == "groups" and share > LARGEST:
+        raise InputError(f"Groups of {share:.0%} are no groups to leave out; give at most {LARGEST:.0%}, or ask for halves.")
+    if drawn == "single":
+        share = 0.0
+    elif not 0 < share < 1:
         raise InputError(f"A share of {share:g} leaves nothing in or nothing out; give one between 0 and 1.")
     if unit == "pair" and run.noun != "pair":
         raise InputError(f"Run '{run.name}' is of single samples; draw subsets of samples.")

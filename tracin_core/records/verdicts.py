@@ -9,7 +9,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -215,27 +215,32 @@ def overruled(listed: pd.DataFrame, by_hand: pd.DataFrame, verdicts: pd.DataFram
     return Overruled(entries, len(listed), len(extra), int(kept.sum()), agreed)
 
 
-def decided(view: View, chosen: pd.DataFrame, verdicts: pd.DataFrame, threshold: float, pair_mode: PairMode) -> Overruled:
+def decided(view: View, chosen: pd.DataFrame, verdicts: pd.DataFrame, rule: Mapping[str, Any]) -> Overruled:
     """The harm rule's list after people had their say.
 
     Args:
         chosen: the rule's list, as `view.exclusions` gives it.
         verdicts: as `standing`.
-        threshold, pair_mode: of the rule.
+        rule: threshold, min_occurrences and pair_mode.
     """
-    return overruled(chosen, _by_hand(view, chosen, verdicts, threshold, pair_mode), verdicts)
+    return overruled(chosen, _by_hand(view, chosen, verdicts, rule), verdicts)
 
 
-def _by_hand(view: View, chosen: pd.DataFrame, verdicts: pd.DataFrame, threshold: float, pair_mode: PairMode) -> pd.DataFrame:
+def _by_hand(view: View, chosen: pd.DataFrame, verdicts: pd.DataFrame, rule: Mapping[str, Any]) -> pd.DataFrame:
     """What people excluded of the kind that the list is of, with what the rule says of it: no occurrence is 0, and so is its average."""
     wanted = set(verdicts.index[verdicts["verdict"] == "exclude"]) - set(subjects(chosen))
     if not wanted:
         return chosen.head(0)
+    threshold, pair_mode = rule["threshold"], rule["pair_mode"]
     lists_pairs = pair_mode == "ranking_pair" and view.train.noun == "pair"
     entries = view.train_pairs if lists_pairs or view.train.noun != "pair" else view.train_samples
     rows = np.flatnonzero([about in wanted for about in subjects(entries)])
     mode: PairMode = "ranking_pair" if lists_pairs else "sample"
-    harmful = view.exclusions(threshold, 1, None, mode, among=rows) if pair_mode != "full_pair" else chosen.head(0)
+    if pair_mode == "full_pair":  # a sample's numbers are those of its chosen pairs
+        whole = view.exclusions(threshold, rule["min_occurrences"], None, pair_mode)
+        harmful = whole[whole["id"].isin(wanted)]
+    else:
+        harmful = view.exclusions(threshold, 1, None, mode, among=rows)
     names = [name for name in ("id", "id1", "id2") if name in chosen]
     others = entries.iloc[rows][names]
     others = others[~others["id"].isin(harmful["id"])].assign(occurrences=0, average_influence=0.0, total_harm=0.0)

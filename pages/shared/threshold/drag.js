@@ -161,7 +161,11 @@ export default function ({ parentElement, data, setTriggerValue }) {
   };
   scores.onpointermove = (event) => gesture.busy && scores.hasPointerCapture(event.pointerId) && show(nearest(event));
   scores.onpointerup = release;
-  scores.onpointercancel = release;
+  scores.onpointercancel = () => {
+    // a finger that scrolls the page has not moved the line
+    gesture.busy = false;
+    show(gesture.told);
+  };
   slider.oninput = () => {
     gesture.busy = true;
     show(Number(slider.value));

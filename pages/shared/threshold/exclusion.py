@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from pages.shared import session, widgets
+from pages.shared import examples, session, widgets
 from pages.shared.i18n import t
 from pages.shared.session import plain
 from pages.shared.threshold import dragging
@@ -253,7 +253,7 @@ def decided(run: Run, view: View, line: Line, verdicts: pd.DataFrame) -> tuple[p
         return found, overruled(found.head(0), found, verdicts)
     rule = line.rule
     chosen = view.exclusions(line.threshold, rule.occurrences, rule.most, rule.mode)
-    return chosen, after_people(view, chosen, verdicts, line.threshold, rule.mode)
+    return chosen, after_people(view, chosen, verdicts, line.settings())
 
 
 def receipt(run: Run, view: View, line: Line, chosen: pd.DataFrame, final: Overruled) -> None:
@@ -340,16 +340,17 @@ def guard_rails(view: View, line: Line, final: Overruled, share: float, lost: pd
     return said
 
 
-def preview(line: Line, final: Overruled) -> None:
+def preview(view: View, line: Line, final: Overruled) -> None:
     """The list in its order, as it would be written."""
     entries, rule = final.entries, line.rule
-    told = ("id", "score") if rule.kind == "suspect" else ("id", "occurrences", "average_influence", "total_harm")
+    told = ("what", "score", "id") if rule.kind == "suspect" else ("what", "occurrences", "average_influence", "total_harm", "id")
+    entries = entries.assign(what=names_of(view, entries))
     by_people = ("decided_by",) if final.added and rule.kind == "harm" else ()
     columns = {name: t(f"list.{name}") for name in (*told, *by_people) if name in entries}
     number, texts = st.column_config.NumberColumn, st.column_config.TextColumn
     config = {
         name: texts(label, width=230)
-        if name == "id"
+        if name in ("id", "what")
         else number(label, format="%.4g" if name in ("score", "average_influence", "total_harm") else None, width=100)
         for name, label in columns.items()
         if name != "decided_by"
@@ -360,6 +361,20 @@ def preview(line: Line, final: Overruled) -> None:
     st.dataframe(table, hide_index=True, column_config=config, height=min(38 + 35 * max(len(table), 1), 420))
     order = "list.order.suspect" if rule.kind == "suspect" else f"list.order.{rule.mode}"
     st.markdown(f":small[{t(order, n=len(entries))}]")
+
+
+def names_of(view: View, entries: pd.DataFrame) -> list[str]:
+    """Each entry in a few words, as on its card."""
+    table = view.train_pairs if "id1" in entries or view.train.noun != "pair" else view.train_samples
+    known = table[table["id"].isin(entries["id"])].drop_duplicates("id").set_index("id", drop=False)
+    return [entry_name(known.loc[name]) if name in known.index else str(name) for name in entries["id"]]
+
+
+def entry_name(entry: pd.Series) -> str:
+    """A pair, a recording or a sample in a few words."""
+    if "id1" not in entry and "angle" in entry:
+        return f"{entry['angle']:g}° · {examples.take(str(entry['id']))}"
+    return examples.example_label(entry)
 
 
 def samples_of(entry: pd.Series) -> tuple[str, ...]:

@@ -45,6 +45,9 @@ def export(run: Run, view: View, line: Line, final: Overruled, verdicts: pd.Data
     lines, matched = session.workspace().read_back(run, Path(newest["text"]))
     told = {"when": f"{pd.Timestamp(newest['created'], unit='s'):%Y-%m-%d %H:%M} UTC", "n": lines, "found": matched}
     st.markdown(t("export.newest", **told))
+    kept = [str(entry["id"]) for entry in read_json(newest["provenance"])["entries"]]
+    if kept != entries["id"].astype(str).tolist():
+        st.warning(t("export.other", written=len(kept), shown=len(entries)), icon=":material/difference:")
     downloads(Path(newest["text"]), Path(newest["provenance"]))
     marked(Path(newest["text"]))
     st.markdown(t("export.command"))

@@ -11,7 +11,7 @@ import streamlit as st
 from pages.shared import access, examples, media, session, widgets
 from pages.shared.i18n import t
 from pages.shared.session import plain
-from pages.shared.threshold.exclusion import Line, levels_of, samples_of, verdict_on
+from pages.shared.threshold.exclusion import Line, entry_name, levels_of, samples_of, verdict_on
 from tracin_core.data.seals import unsealed_text
 from tracin_core.errors import TracInError
 from tracin_core.records.runs import Run
@@ -40,10 +40,19 @@ def desk(run: Run, view: View, line: Line, chosen: pd.DataFrame, verdicts: pd.Da
         if len(part):
             if title:
                 st.markdown(f"**{t(f'{title}.{line.rule.kind}')}**")
-            cards(run, part, current, verdicts)
+            cards(run, part.assign(state=states(part, chosen, line)), current, verdicts)
     with st.container(border=True):
         decide(run, line, shown, current, verdicts, who)
         examples.example_card(run, shown[shown["id"] == current].iloc[0])
+
+
+def states(part: pd.DataFrame, chosen: pd.DataFrame, line: Line) -> list[str]:
+    """What the rule does with each, before people had their say: lists it, meets it but cuts it by the limit, or does not."""
+    listed = set(subjects(chosen))
+    if line.rule.kind == "suspect":
+        return ["review" if about in listed else "not" for about in subjects(part)]
+    beyond = (part["level"] < line.threshold).tolist()
+    return ["listed" if about in listed else "cut" if met else "not" for about, met in zip(subjects(part), beyond, strict=True)]
 
 
 # ---- what is shown --------------------------------------------------------------------------------------------------------------
@@ -92,19 +101,12 @@ def entries(view: View, line: Line, rows: Any, sides: list[str]) -> pd.DataFrame
     return levels.entries.iloc[rows].assign(level=levels.listed[rows], side=sides).reset_index(drop=True)
 
 
-def name_of(entry: pd.Series) -> str:
-    """A pair, a recording or a sample in a few words."""
-    if "id1" not in entry and "angle" in entry:
-        return f"{entry['angle']:g}° · {examples.take(str(entry['id']))}"
-    return examples.example_label(entry)
-
-
 def choose_entry(shown: pd.DataFrame, verdicts: pd.DataFrame) -> str:
     """The id of the one that is looked at: the first that nobody decided about, until another is chosen."""
     open_ones = [about not in verdicts.index for about in subjects(shown)]
     ids = shown["id"].astype(str).tolist()
     names = {
-        name: f"{place}. {name_of(entry)}" for place, (name, (_, entry)) in enumerate(zip(ids, shown.iterrows(), strict=True), 1)
+        name: f"{place}. {entry_name(entry)}" for place, (name, (_, entry)) in enumerate(zip(ids, shown.iterrows(), strict=True), 1)
     }
     start = ids[open_ones.index(True)] if any(open_ones) else ids[0]
     picker = session.linked("look", start, valid=ids)
@@ -123,16 +125,17 @@ def choose_entry(shown: pd.DataFrame, verdicts: pd.DataFrame) -> str:
 
 def cards(run: Run, shown: pd.DataFrame, current: str, verdicts: pd.DataFrame) -> None:
     """What there is to see and hear of each, its score and its verdict, side by side as far as there is room."""
+    tones = examples.tones_of(run, {sample for _, entry in shown.iterrows() for sample in samples_of(entry)})
     with st.container(horizontal=True, gap="xsmall"):
         for _, entry in shown.iterrows():
             with st.container(border=True, width=CARD, gap="xsmall"):
-                card(run, entry, str(entry["id"]) == current, verdict_on(entry, verdicts))
+                card(run, entry, str(entry["id"]) == current, verdict_on(entry, verdicts), tones)
 
 
-def card(run: Run, entry: pd.Series, is_current: bool, verdict: pd.Series | None) -> None:
+def card(run: Run, entry: pd.Series, is_current: bool, verdict: pd.Series | None, tones: dict[str, float]) -> None:
     samples = samples_of(entry)
     st.button(
-        name_of(entry),
+        entry_name(entry),
         key=f"card.{entry['id']}",
         type="primary" if is_current else "secondary",
         width="stretch",
@@ -140,9 +143,12 @@ def card(run: Run, entry: pd.Series, is_current: bool, verdict: pd.Series | None
         args=("look", str(entry["id"])),
     )
     told = "" if verdict is None else f" · :material/{ICONS[verdict['verdict']]}: {t('verdict.' + verdict['verdict'])}"
-    st.markdown(f":small[{entry['level']:,.5g}{told}]")
+    st.markdown(f":small[{entry['level']:,.5g} · {t('desk.state.' + entry['state'])}{told}]")
     width = THUMB // len(samples)
-    pictures = [(media.picture_address(run, sample, width=2 * width), t("spectrogram.alt", id=sample)) for sample in samples]
+    pictures = [
+        (media.picture_address(run, sample, width=2 * width, tone=tones.get(sample)), t("spectrogram.alt", id=sample))
+        for sample in samples
+    ]
     sounds = [media.sound_address(run, sample) for sample in samples]
     media.strip(
         [(address, words) for address, words in pictures if address], [address for address in sounds if address], width=width
@@ -183,7 +189,7 @@ def decide(run: Run, line: Line, shown: pd.DataFrame, current: str, verdicts: pd
     ids = shown["id"].astype(str).tolist()
     entry = shown.iloc[ids.index(current)]
     following = ids[min(ids.index(current) + 1, len(ids) - 1)]
-    st.markdown(f"**{plain(name_of(entry))}** · {said(verdict_on(entry, verdicts))}")
+    st.markdown(f"**{plain(entry_name(entry))}** · {said(verdict_on(entry, verdicts))}")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         for verdict, key in KEYS.items():
             st.button(
