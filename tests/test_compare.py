@@ -1,6 +1,7 @@
 """Two sets of scores side by side: agreement by order alone, what two runs differ in, and the page that shows both."""
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise, permutations
@@ -9,9 +10,10 @@ from typing import Any
 import lab
 import numpy as np
 import pytest
-from conftest import opened, texts_of
+from conftest import Server, idle, opened, texts_of, visit
 from hypothesis import given
 from hypothesis import strategies as st
+from playwright.sync_api import Page, expect
 from scipy.stats import spearmanr
 from streamlit.testing.v1 import AppTest
 
@@ -257,3 +259,27 @@ def test_many_examples_are_counted_in_squares() -> None:
     figure = comparing_figures.scatter_figure(a[:-1], b[:-1], names[:-1], axes, x="A", y="B", count="pairs")
     assert figure.data[0].type == "scatter"
     assert len(figure.data[0].x) == comparing_figures.MANY
+
+
+# ---- in a browser ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_two_losses_are_compared_in_a_browser(page: Page, serve: Callable[..., Server], studio: Studio) -> None:
+    """Another loss by the picker: the figures are those of the two views, and the link holds it."""
+    failures: list[str] = []
+    page.on("pageerror", lambda failure: failures.append(str(failure)))
+    server = serve(studio.place.root)
+    visit(page, f"{server.url}/compare?run={studio.runs[0].id}&compare=loss")
+    expect(page.locator(".js-plotly-plot")).to_have_count(2)
+    page.get_by_role("combobox", name="Loss B").click()
+    page.get_by_role("option", name="logistic", exact=True).click()
+    idle(page)
+    expect(page).to_have_url(re.compile("loss_b=logistic"))
+    one, other = (studio.runs[0].view(loss=loss).self_influence() for loss in (None, "logistic"))
+    expect(page.get_by_test_id("stMetricValue").first).to_have_text(f"{spearmanr(one, other).statistic:.3f}")
+    expect(page.get_by_text("Something unexpected went wrong")).to_have_count(0)
+    page.get_by_text("Two sets of checkpoints").click()
+    idle(page)
+    expect(page).to_have_url(re.compile("compare=checkpoints"))
+    assert not failures

@@ -1,6 +1,6 @@
 """The pictures in docs/pictures: every page of the SIMULATED demo in a headless Chromium, as the README shows them.
 
-    python scripts/pictures.py --workspace workspace [--out FOLDER] [--theme dark] [--language zh-TW] [--width 420] [--height 1500]
+    python docs/pictures/draw.py --workspace workspace [--out FOLDER] [--theme dark] [--language zh-TW] [--width 420] [--height 1500]
 
 The workspace has the demo's run (`make run` computes it). What the README shows was drawn with `--height 1500`.
 """
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 # picture -> where it is; the run and the language are added.

