@@ -71,14 +71,21 @@ class Axis:
             return np.asarray(np.log10(scores) if self.scale == "log" else scores)
 
     def ticks(self, most: int = 9) -> list[tuple[float, str]]:
-        """Places of round scores, with their text."""
-        rounds = self._rounds() if self.scale == "linear" else self._powers()
-        inside = sorted((score for score in rounds if self.low <= score <= self.high), key=lambda score: (score != 0, -abs(score)))
+        """Places of round scores, with their text: powers of ten, and where there is room their halves and fifths."""
+        rounds = (
+            [self._rounds()]
+            if self.scale == "linear"
+            else [self._powers(), [score * part for part in (0.5, 0.2) for score in self._powers()]]
+        )
         kept: dict[float, str] = {}
-        for score in inside:  # 0 first, then from the ends: near 0 an asinh axis is crowded
-            place = float(self.place([score])[0])
-            if all(abs(place - other) >= 0.7 / most for other in kept):
-                kept[place] = short(score)
+        for scores in rounds:
+            inside = {score for score in scores if self.low <= score <= self.high}
+            for score in sorted(
+                inside, key=lambda score: (score != 0, -abs(score), score)
+            ):  # from the ends: near 0 asinh is crowded
+                place = float(self.place([score])[0])
+                if all(abs(place - other) >= 0.7 / most for other in kept):
+                    kept[place] = short(score)
         return sorted(kept.items())
 
     def _powers(self) -> list[float]:

@@ -174,7 +174,7 @@ def one(saved: SavedView, page_link: Callable[..., None], *, is_here: bool) -> N
         run = plain(saved.run_name) if is_here else t("finding.no_run", run=plain(saved.run_name))
         edited = t("finding.edited", when=moment(saved.edits[-1]["created"])) if saved.edits else ""
         st.markdown(f":small[{' · '.join(filter(None, [place, run, who, moment(saved.created), edited]))}]")
-        if saved.note:
+        if saved.note and saved.note != saved.title:
             st.markdown("  \n".join(plain(line) for line in saved.note.splitlines()))
         with st.container(horizontal=True, vertical_alignment="center"):
             page_link(

@@ -261,8 +261,9 @@ def receipt(run: Run, view: View, line: Line, chosen: pd.DataFrame, final: Overr
     below, removed = levels_of(view, line.rule).counts(line.threshold).iloc[0], view.removed(final.entries)
     entries = final.entries
     named = set(entries["id"]) if "id1" not in entries else {*entries["id1"], *entries["id2"]}
+    met = int(below["entries"])
     figures = {
-        "listed": f"{len(entries):,}",
+        "listed": f"{len(entries):,} / {met:,}" if line.rule.kind == "harm" and len(entries) != met else f"{len(entries):,}",
         "below" if line.rule.kind == "harm" else "above": f"{int(below['pairs']):,}",
         "removed": f"{int(removed.sum()):,} ({removed.mean():{'.0%' if removed.mean() >= WHOLE else '.1%'}})",
         "samples": f"{len(named):,} / {len(view.train_samples):,}",
@@ -273,7 +274,6 @@ def receipt(run: Run, view: View, line: Line, chosen: pd.DataFrame, final: Overr
     st.markdown(f"{last_step(view, line)} {sum_in_words(line, chosen, final)}")
     if line.rule.kind == "harm":
         st.markdown(f":small[{usual_in_words(view, line.rule)}]")
-        met = int(below["entries"])
         if len(chosen) == line.rule.most and met > len(chosen):
             st.info(t("guard.capped", n=len(chosen), all=met), icon=":material/content_cut:")
     for warning in guard_rails(view, line, final, removed.mean(), view.angle_grid(removed.astype(float))):
