@@ -140,3 +140,30 @@ def test_plotly_knows_every_word_and_value_of_a_figure(kind: str) -> None:
 def test_a_word_that_plotly_does_not_know_is_found() -> None:
     with pytest.raises(ValueError, match="colour"):
         go.Figure(charts.figure([{"type": "bar", "colour": "red"}], x={}, y={}, height=100).to_dict())
+
+
+def contrast(one: str, other: str) -> float:
+    """The ratio of two colours' luminances (WCAG 2)."""
+
+    def luminance(colour: str) -> float:
+        parts = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+        linear = np.where(parts <= 0.03928, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_words_in_cells_are_readable_in_both_themes() -> None:
+    light = (charts.INK, charts.SEQUENTIAL, charts.DIVERGING)
+    for ink, *scales in (light, (charts.DARK["ink"], charts.DARK["sequential"], charts.DARK["diverging"])):
+        assert all(contrast(str(ink), str(colour)) >= 4.5 for scale in scales for _, colour in scale)
+
+
+@pytest.mark.parametrize(("column", "scale"), [("mean", "diverging"), ("n", "sequential")])
+def test_a_dark_page_has_dark_cells(column: str, scale: str) -> None:
+    figure = charts.darkened(charts.grid_figure(GRID, column, x="x", y="y", name="n"))
+    assert [list(stop) for stop in figure.data[0].colorscale] == charts.DARK[scale]
+    assert figure.data[0].textfont.color == charts.DARK["ink"]
+    assert figure.data[1].marker.opacity == 0  # nothing else has changed
+    go.Figure(figure.to_dict())

@@ -34,6 +34,12 @@ DIVERGING: Final = [
     [0.5, "#f2f2f2"],
     [1.0, "#7fb0d8"],
 ]  # harmful, none, helpful; told apart without colour vision
+# The same on a dark page, where the least must not shine most; its words are at least 4.5 : 1 on every colour.
+DARK: Final = {
+    "ink": "#f4f7fa",
+    "sequential": [[0.0, "#1c2733"], [1.0, "#38719e"]],
+    "diverging": [[0.0, "#a04438"], [0.5, "#2b2b2b"], [1.0, "#38719e"]],
+}
 FONT: Final = "'Source Sans', 'Noto Sans TC', 'Noto Sans CJK TC', 'PingFang TC', 'Microsoft JhengHei', sans-serif"
 QUANTILES: Final = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 LIMIT: Final = 200_000  # numbers in one figure; a browser becomes slow beyond
@@ -229,6 +235,16 @@ def figure(traces: Sequence[Trace], *, x: Trace, y: Trace, height: int, **layout
         **layout,
     }
     return go.Figure({"data": list(traces), "layout": drawn}, _validate=False)
+
+
+def darkened(drawn: go.Figure) -> go.Figure:
+    """The same figure for a dark page: cells in dark colours with light words. The figure that is given is changed."""
+    for trace in drawn.data:
+        scale = [list(stop) for stop in trace.colorscale or ()] if trace.type == "heatmap" else []
+        if scale in (SEQUENTIAL, DIVERGING):
+            trace.colorscale = DARK["sequential" if scale == SEQUENTIAL else "diverging"]
+            trace.textfont = {"color": DARK["ink"], "size": 12}
+    return drawn
 
 
 def titled(title: str, **axis: Any) -> Trace:

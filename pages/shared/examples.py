@@ -167,7 +167,7 @@ def gallery(
         table[f"what{side}"] = told
         parts[f"what{side}"] = t("pair.side", side=side)
         for name, column, values in zip(
-            ("picture", "sound"), (picture_column(), sound_column()), zip(*previews, strict=True), strict=True
+            ("picture", "sound"), (picture_column(roomy=sounds), sound_column()), zip(*previews, strict=True), strict=True
         ):
             if any(values) and (sounds or name != "sound"):
                 table[f"{name}{side}"] = values
@@ -210,8 +210,8 @@ def side_label(example: pd.Series, side: str) -> str:
     return example_label(example)
 
 
-def picture_column() -> Any:
-    return st.column_config.ImageColumn(t("spectrogram"), width=110)
+def picture_column(*, roomy: bool = True) -> Any:
+    return st.column_config.ImageColumn(t("spectrogram"), width=110 if roomy else 82)
 
 
 def sound_column() -> Any:

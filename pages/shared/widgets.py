@@ -200,13 +200,20 @@ def score_values(view: View, score: str) -> charts.Array:
 
 def chart(figure: go.Figure, *, key: str, alt: str) -> None:
     """The figure, with its takeaway in words for those who do not see it."""
-    st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False})
+    st.plotly_chart(themed(figure), key=key, alt=alt, config={"displayModeBar": False})
+
+
+def themed(figure: go.Figure) -> go.Figure:
+    """The figure in the colours of the visitor's theme."""
+    return charts.darkened(figure) if getattr(st.context.theme, "type", None) == "dark" else figure
 
 
 def pressed(figure: go.Figure, *, key: str, alt: str) -> int | None:
     """The figure of a grid; gives back the row of the cell that was just clicked."""
     config = {"displayModeBar": False}
-    return charts.clicked(st.plotly_chart(figure, key=key, alt=alt, on_select="rerun", selection_mode="points", config=config))
+    return charts.clicked(
+        st.plotly_chart(themed(figure), key=key, alt=alt, on_select="rerun", selection_mode="points", config=config)
+    )
 
 
 def grid(cells: pd.DataFrame, figure: go.Figure, *, key: str, alt: str) -> None:
@@ -222,7 +229,12 @@ def grid(cells: pd.DataFrame, figure: go.Figure, *, key: str, alt: str) -> None:
             session.choose(key, "" if st.session_state.get(key) == cell else cell)
 
     st.plotly_chart(
-        figure, key=f"{key}.grid", alt=alt, on_select=choose_clicked, selection_mode="points", config={"displayModeBar": False}
+        themed(figure),
+        key=f"{key}.grid",
+        alt=alt,
+        on_select=choose_clicked,
+        selection_mode="points",
+        config={"displayModeBar": False},
     )
 
 
