@@ -14,6 +14,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -56,7 +57,9 @@ class Zygote:
         return int(code.read_text() or 0)
 
     def _codes(self) -> Path:
-        folder = Path(f"/dev/shm/zygote-{self.tag}") if Path("/dev/shm").is_dir() else Path(f"/tmp/zygote-{self.tag}")
+        folder = (
+            Path(f"/dev/shm/zygote-{self.tag}") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir(), f"zygote-{self.tag}")
+        )
         folder.mkdir(exist_ok=True)
         return folder
 

@@ -70,13 +70,15 @@ def spread(run: Run, view: View, score: str, scale: charts.Scale, part: Part) ->
     if zeros := int(np.sum(values == 0)):
         st.markdown(f":small[{t('spread.zeros.why', n=zeros, share=f'{zeros / len(values):.1%}')}]")
     widgets.quantile_table(quantiles)
-    examples_of_run = run.train_pairs if run.noun == "pair" else run.splits["train"]
-    if run.kind != "scores" and examples_of_run["id"].tolist() == view.train_pairs["id"].tolist():
-        reached_in_thirds(run, score, values, part)
+    if run.kind != "scores":  # imported scores have no model
+        reached_in_thirds(run, view, score, values, part)
 
 
-def reached_in_thirds(run: Run, score: str, values: charts.Array, part: Part) -> None:
-    """How the last checkpoint does on the training examples with little, middling and much of the score."""
+def reached_in_thirds(run: Run, view: View, score: str, values: charts.Array, part: Part) -> None:
+    """How the last checkpoint does on the training examples with little, middling and much of the score; of the run's own alone."""
+    own = run.train_pairs if run.noun == "pair" else run.splits["train"]
+    if own["id"].tolist() != view.train_pairs["id"].tolist():
+        return
     found = thirds(values, run.reached[part])
     numbers = run.task == "regression"
     shown = found.assign(
