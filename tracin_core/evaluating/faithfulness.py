@@ -51,12 +51,8 @@ def faithfulness(progress: Progress) -> dict[str, Any]:
     examples = kept_examples(methods, request["unit"], names, kept, before)
     told = judged(methods, examples, measured, seed)
     plain = ("digest", "unit", "drawn", "share", "repeats", "simulated", "assumed")
-    drawn = {"drawn": request.get("drawn", "halves"), "subsets": len(kept)}
-    result = (
-        {name: request[name] for name in plain}
-        | drawn
-        | {"run_id": run.id, "created": time.time(), "who": progress.job.who, **told}
-    )
+    about = {name: request[name] for name in plain}
+    result = {**about, "subsets": len(kept), "run_id": run.id, "created": time.time(), "who": progress.job.who, **told}
     write_json(folder / "result.json", result)
     return {"evaluation": request["evaluation"], "run_id": run.id}
 
