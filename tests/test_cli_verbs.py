@@ -18,6 +18,7 @@ import pytest
 from shell import ENVIRONMENT, PATIENCE, Shell, command
 
 from tracin_core.cli.asking import Analysis, Rule, numbers, recipes_of
+from tracin_core.cli.computing import on_device
 from tracin_core.data.readers import list_recordings, read_inputs
 from tracin_core.data.samples import split_samples, stratified_pairs
 from tracin_core.engine.training import train_ranker
@@ -334,6 +335,19 @@ def test_flags_decide_the_recipe(shell: Shell) -> None:
     }  # fmt: skip
     assert (recipe.engine.batch_size, recipe.engine.device, recipe.data.title) == (8, "cpu", "box 500hz")
     assert recipe.checkpoints.folder == shell.home / folder_of("500hz")
+
+
+def test_each_device_has_its_own_batch_unless_one_is_chosen(shell: Shell) -> None:
+    """Passes of 32 samples leave an accelerator idle: 512 are six times as fast on an H100 (benchmarks/README.md)."""
+    batches = {}
+    for device, chosen in product(("cpu", "cuda"), (None, 8)):
+        (recipe,) = recipes_of(analysis(shell, device=device, batch_size=chosen))
+        batches[device, chosen] = recipe.engine.batch_size
+    assert batches == {("cpu", None): 32, ("cpu", 8): 8, ("cuda", None): 512, ("cuda", 8): 8}
+    (recipe,) = recipes_of(analysis(shell, device="cpu"))
+    assert on_device(recipe, "cuda").engine.batch_size == 512
+    (recipe,) = recipes_of(analysis(shell, device="cpu", batch_size=8))
+    assert on_device(recipe, "cuda").engine.batch_size == 8
 
 
 def test_a_seed_decides_which_test_pairs(run: Run) -> None:

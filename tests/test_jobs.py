@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from lab import stop_worker
 
 from tracin_core.errors import JobCancelledError, JobFailedError, NotFoundError, WorkspaceError
 from tracin_core.records import jobs, processes
@@ -68,6 +69,28 @@ def test_a_job_that_always_ends_its_worker_is_given_up_with_a_sentence(queue: Jo
     assert lost.state == "lost"
     assert "memory" in str(lost.error)
     assert queue.resume(job.id).state == "queued"
+
+
+def test_a_worker_that_cannot_start_fails_its_jobs_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpreter without the product's libraries, as after a half-finished installation; with a whole one the job is done."""
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
+    queue = JobQueue(Catalogue(tmp_path / "tracin.sqlite3"), tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(sys, "executable", str(bare))
+        job = queue.submit("inspection", {}, title="x")
+        with pytest.raises(
+            JobFailedError, match=rf"cannot start with {bare} \(exit code 1\): ModuleNotFoundError: No module named"
+        ) as caught:
+            queue.wait(job.id)
+    assert "make setup" in str(caught.value)
+    assert queue.get(job.id).state == "failed"
+    queue.resume(job.id)
+    with pytest.raises(JobFailedError) as caught:  # of the job's own, by a worker that started: it was asked for nothing
+        queue.wait(job.id)
+    assert "cannot start" not in str(caught.value)
+    stop_worker(SimpleNamespace(root=tmp_path))
 
 
 def test_a_job_that_gets_on_is_never_given_up(queue: JobQueue) -> None:

@@ -362,9 +362,9 @@ class EngineSection(Section):
 
     WHERE: ClassVar[frozenset[str]] = frozenset({"executor", "scheduler", "tls_ca", "tls_cert", "tls_key", "shared_root"})
 
-    batch_size: int = Field(default=32, ge=1)
-    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     device: Literal["cpu", "cuda", "mps"] = "cpu"
+    batch_size: int = Field(default_factory=lambda above: 32 if above.get("device") == "cpu" else 512, ge=1)
+    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     kernel_budget: int | None = Field(
         default=None,
         ge=1,

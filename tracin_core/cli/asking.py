@@ -114,7 +114,11 @@ class Analysis:
     ] = None
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Samples differentiated at a time; default: 32. Memory, not scores.", min=1, show_default=False),
+        typer.Option(
+            help="Samples differentiated at a time; default: 32, or 512 on a GPU. Memory, not scores.",
+            min=1,
+            show_default=False,
+        ),
     ] = None
     num_workers: WorkersOption = None
     device: DeviceOption = None

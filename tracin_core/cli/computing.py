@@ -33,7 +33,7 @@ from tracin_core.cli.asking import (
 )
 from tracin_core.cli.talk import INTERRUPTED, answer, say, say_next, simulated_mark, watch
 from tracin_core.errors import InputError, MachineError
-from tracin_core.recipe import RankerModel, RankingTask, Recipe, RecordingsData
+from tracin_core.recipe import EngineSection, RankerModel, RankingTask, Recipe, RecordingsData
 
 if TYPE_CHECKING:
     from tracin_core.records.runs import Run
@@ -208,6 +208,8 @@ def on_device(recipe: Recipe, device: str | None) -> Recipe:
     found = found_device() if device == "auto" else device
     say(f"--device {found} is for the analysis of these checkpoints (it is in their analysis.toml); training runs on the CPU.")
     known = recipe.to_dict()
+    if recipe.engine.batch_size == EngineSection(device=recipe.engine.device).batch_size:
+        del known["engine"]["batch_size"]  # nobody chose it: each device has its own
     return Recipe.from_dict({**known, "engine": {**known["engine"], "device": found}})
 
 

@@ -38,6 +38,7 @@ LIVE: Final = ("queued", "running")
 ENDED: Final = ("done", "failed", "cancelled", "paused", "lost")
 STALL_LIMIT: Final = 10
 START_SECONDS: Final = 5.0
+START_TRIES: Final = 3  # of a worker that ends by itself before it looks for work
 SPARE_BYTES: Final = 128 * 2**10  # room for a journal and a few pages of the catalogue
 LEASE_SECONDS: Final = 60.0  # a worker beats every few seconds, whatever it computes
 
@@ -95,6 +96,7 @@ class JobQueue:
         self.root = root
         self._started: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
+        self._stillborn = 0
         self._sign_of_life: tuple[object, ...] = ()
         self._seen_at = 0.0
         self._spare = root / "jobs" / ".spare"
@@ -244,6 +246,8 @@ class JobQueue:
         if self.worker_is_alive():
             self._end_if_overdue(work[0]["owner"], *work[0])
             return
+        if self._fail_unstartable():
+            return
         log = self.root / "jobs" / "worker.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
@@ -257,6 +261,29 @@ class JobQueue:
                 env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
             )
         self._started_at = time.monotonic()
+
+    def _fail_unstartable(self) -> bool:
+        """Where the workers that were started ended by themselves before they looked for work, one after the other, waiting jobs fail."""
+        ended, self._started = self._started, None
+        if ended is None or ended.returncode <= 0 or f":{ended.pid}:" in (self._last_worker() or ""):
+            self._stillborn = 0
+            return False
+        self._stillborn += 1
+        if self._stillborn < START_TRIES:
+            return False
+        self._stillborn = 0
+        said = (self.root / "jobs" / "worker.log").read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+        error = (
+            f"The worker process cannot start with {sys.executable} (exit code {ended.returncode}): {said[:300]} "
+            f"Mend that, for instance by 'make setup', then try again; jobs/worker.log in the workspace holds all of it."
+        )
+        with self.catalogue.transaction() as connection:
+            waiting = connection.execute("SELECT id, owner FROM job WHERE state IN ('queued', 'running')").fetchall()
+            connection.executemany(
+                "UPDATE job SET state = 'failed', error = ?, finished = ? WHERE id = ?",
+                [(error, time.time(), row["id"]) for row in waiting if not processes.lives(row["owner"])],
+            )
+        return True
 
     def _end_if_overdue(self, owner: str | None, *sign_of_life: object) -> None:
         """A worker whose signs of life are the same for a lease, by this process's own clock, is ended: the next look starts another."""
