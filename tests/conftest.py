@@ -47,6 +47,7 @@ PATIENCE_MS = 30_000  # machines are shared and busy
 expect.set_options(timeout=PATIENCE_MS)
 hypothesis.settings.register_profile("shared machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared machine")
+pytest.register_assert_rewrite("good_files")  # a plugin of the files that name it, because it imports torch
 pytest_plugins = ("guarded", "made_runs")  # fixtures that several files share
 
 LONGEST = (

@@ -18,11 +18,7 @@ from PIL import Image
 
 from tracin_core.data.files import write_text, write_whole
 from tracin_core.data.readers import sample_digest
-from tracin_core.data.seals import (
-    sealed_text,
-    sealed_wav,
-    write_sealed,
-)
+from tracin_core.data.seals import sealed_text, sealed_wav, write_sealed
 from tracin_core.recipe import Recipe
 from tracin_core.records import maintenance
 from tracin_core.records.catalogue import Catalogue

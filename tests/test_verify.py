@@ -13,15 +13,7 @@ import soundfile
 from made_runs import PICTURE, SIZES, SOUND, WORDS, flip, names_of
 
 from tracin_core.data.files import write_json
-from tracin_core.data.seals import (
-    json_damage,
-    png_damage,
-    sealed_text,
-    sealed_wav,
-    text_damage,
-    unsealed_text,
-    wav_damage,
-)
+from tracin_core.data.seals import json_damage, png_damage, sealed_text, sealed_wav, text_damage, unsealed_text, wav_damage
 from tracin_core.errors import DamagedBlockError, WorkspaceError
 from tracin_core.records import maintenance
 from tracin_core.records.datasets import sealed_chunks, stored_split
