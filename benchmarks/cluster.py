@@ -34,7 +34,7 @@ from tracin_core.records.datasets import keep_inputs
 from tracin_core.records.runs import Chunk, chunk_digest
 from tracin_core.records.store import BlockKey, BlockStore, digest_of
 from tracin_core.records.workspace import Workspace, open_workspace
-from tracin_core.worker import ATTEMPTS, record_block
+from tracin_core.worker.kernels import ATTEMPTS, record_block
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2

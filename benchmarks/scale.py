@@ -79,7 +79,7 @@ def block_seconds(layout: str, size: int, repeats: int) -> dict[str, float]:
     from tracin_core.records.datasets import keep_inputs
     from tracin_core.records.runs import Chunk, chunk_digest
     from tracin_core.records.workspace import open_workspace
-    from tracin_core.worker import record_block
+    from tracin_core.worker.kernels import record_block
 
     chance = np.random.default_rng(0)
     torch.manual_seed(0)

@@ -47,7 +47,8 @@ PATIENCE_MS = 30_000  # machines are shared and busy
 expect.set_options(timeout=PATIENCE_MS)
 hypothesis.settings.register_profile("shared machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared machine")
-
+pytest.register_assert_rewrite("good_files")  # a plugin of the files that name it, because it imports torch
+pytest_plugins = ("guarded", "made_runs")  # fixtures that several files share
 
 LONGEST = (
     "test_journey.py",
@@ -56,7 +57,8 @@ LONGEST = (
     "test_pages.py",
     "test_cluster.py",
     "test_faults.py",
-    "test_access.py",
+    "test_guarded.py",
+    "test_upload_requests.py",
     "test_follow.py",
     "test_cli_verbs.py",
     "test_neighbours.py",

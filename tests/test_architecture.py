@@ -84,7 +84,8 @@ DOORS = {
         "tracin_core.errors",
         "tracin_core.recipe",
     ),
-    "tracin_core/worker.py": (
+    "tracin_core/worker": (
+        "tracin_core.worker",
         "tracin_core.evaluating",
         "tracin_core.blocks",
         "tracin_core.reading",
@@ -131,7 +132,7 @@ DOORS = {
 # The only places of a heavy or dangerous import.
 HOMES = {
     "streamlit": ("app.py", "pages"),
-    "torch": ("tracin_core/engine", "tracin_core/worker.py", "tracin_core/blocks.py"),
+    "torch": ("tracin_core/engine", "tracin_core/worker", "tracin_core/blocks.py"),
     "sqlite3": ("tracin_core/records",),
     "sklearn": ("tracin_core/scores",),
     "plotly": ("tracin_core/charts.py", "tracin_core/records/report", "pages"),

@@ -8,7 +8,7 @@ import lab
 import numpy as np
 import pandas as pd
 import pytest
-from test_influence import CHECKPOINTS, FLOAT64, TRAIN, Case, explicit, make_case
+from influence_cases import CHECKPOINTS, FLOAT64, TRAIN, Case, explicit, make_case
 
 from tracin_core.data.samples import pair_table, pairs_of
 from tracin_core.errors import NotFoundError, ViewError

@@ -106,7 +106,7 @@ def test_defaults_of_environment_variables_are_those_of_the_program(monkeypatch:
     from tracin_core.cluster import LEASE_SECONDS, PATIENCE_SECONDS
     from tracin_core.records.progress import RESERVE_BYTES
     from tracin_core.records.uploads import limits
-    from tracin_core.worker import IDLE_SECONDS
+    from tracin_core.worker.serving import IDLE_SECONDS
 
     table = table_of(sections_of(text_of("settings.md"), 2)["Environment variables"])
     told = {name: cells[0].strip("`") for name, cells in table.items()}

@@ -13,11 +13,11 @@ from pathlib import Path
 import lab
 import pytest
 
-from tracin_core import worker
 from tracin_core.errors import JobFailedError
 from tracin_core.recipe import Recipe
 from tracin_core.records.jobs import JobQueue
 from tracin_core.records.workspace import Workspace, open_workspace
+from tracin_core.worker import analysis, serving
 
 SETTLE = 0.2
 
@@ -36,13 +36,13 @@ def trained(shelf: lab.Shelf) -> Path:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     """A workspace whose worker is a thread of the test."""
     monkeypatch.setattr(JobQueue, "ensure_worker", lambda self: None)
-    monkeypatch.setattr(worker, "SETTLE_SECONDS", SETTLE)
+    monkeypatch.setattr(analysis, "SETTLE_SECONDS", SETTLE)
     workspace = open_workspace(tmp_path / "workspace")
     ending = threading.Event()
 
     def work() -> None:
         while not ending.is_set():
-            if not worker.do_next(workspace, "the thread"):
+            if not serving.do_next(workspace, "the thread"):
                 time.sleep(0.02)
 
     thread = threading.Thread(target=work)

@@ -14,15 +14,15 @@ from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tracin_core import worker
 from tracin_core.blocks import BlockSpec, Receipt
 from tracin_core.errors import DiskFullError
 from tracin_core.recipe import Recipe
 from tracin_core.records import processes, progress
 from tracin_core.records.jobs import JobQueue
 from tracin_core.records.runs import Chunk, Manifest
-from tracin_core.records.store import BlockKey, BlockStore
+from tracin_core.records.store import BlockKey, BlockStore, digest_of
 from tracin_core.records.workspace import Workspace
+from tracin_core.worker import ending, kernels, serving
 
 LONG = os.environ.get("TRACIN_LONG") == "1"
 FOLDER = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -44,7 +44,7 @@ def weights_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {"weights": checkpoint["digest"]}
 
 
-class Blocks(worker.Blocks):
+class Blocks(kernels.Blocks):
     def group(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         return weights_of(checkpoint)
 
@@ -52,7 +52,7 @@ class Blocks(worker.Blocks):
 def manifest_of(number: int) -> Manifest:
     """Two checkpoints, of which the run before has one; one chunk a side: 5 blocks a checkpoint."""
     checkpoints = tuple({"digest": f"{weights:064d}"} for weights in (number, number + 1))
-    groups = tuple(worker.digest_of(weights_of(row)) for row in checkpoints)
+    groups = tuple(digest_of(weights_of(row)) for row in checkpoints)
     chunks = {side: (Chunk((side,), hashlib.sha256(side.encode()).hexdigest()[:32]),) for side in ("train", "validation")}
     return Manifest(str(number), {}, 0.0, LAYERS, checkpoints, groups, chunks, {}, "data")
 
@@ -70,7 +70,7 @@ def numbers_of(key: BlockKey) -> Any:
 
 def handler(telling: progress.Progress) -> dict[str, Any]:
     manifest = MANIFESTS[telling.job.request["run"]]
-    worker.compute_blocks(telling, Blocks(telling.workspace, RECIPE, {"all": ("weight",)}, "score", 1, "none", None), manifest)
+    kernels.compute_blocks(telling, Blocks(telling.workspace, RECIPE, {"all": ("weight",)}, "score", 1, "none", None), manifest)
     return {"run_id": manifest.id}
 
 
@@ -86,21 +86,21 @@ class Histories(RuleBasedStateMachine):
         self.free = PLENTY
         self.after: Any = None
         self.kept = (
-            worker.run_block,
+            kernels.run_block,
             progress.BEAT_SECONDS,
             shutil.disk_usage,
             JobQueue.ensure_worker,
-            worker.HANDLERS["inspection"],
+            serving.HANDLERS["inspection"],
         )
-        worker.run_block = self.run_block
+        kernels.run_block = self.run_block
         progress.BEAT_SECONDS = 0.0  # type: ignore[misc]
         shutil.disk_usage = lambda path: SimpleNamespace(free=self.free)  # type: ignore[assignment, return-value]
         JobQueue.ensure_worker = JobQueue.wake_paused  # type: ignore[method-assign]
-        worker.HANDLERS["inspection"] = (handler, {"kernels": 1.0})
+        serving.HANDLERS["inspection"] = (handler, {"kernels": 1.0})
 
     def teardown(self) -> None:
-        worker.run_block, progress.BEAT_SECONDS, shutil.disk_usage, JobQueue.ensure_worker, known = self.kept  # type: ignore
-        worker.HANDLERS["inspection"] = known
+        kernels.run_block, progress.BEAT_SECONDS, shutil.disk_usage, JobQueue.ensure_worker, known = self.kept  # type: ignore
+        serving.HANDLERS["inspection"] = known
         shutil.rmtree(self.root)
 
     def run_block(self, spec: BlockSpec) -> Receipt:
@@ -143,7 +143,7 @@ class Histories(RuleBasedStateMachine):
         if job is None:
             return
         missing = [key for key in KEYS[job["run"]] if key.name not in self.there]
-        need = int(worker.ROOM_FACTOR * sum(key.bytes for key in missing)) + progress.RESERVE_BYTES
+        need = int(kernels.ROOM_FACTOR * sum(key.bytes for key in missing)) + progress.RESERVE_BYTES
         if self.free < need:
             job["state"] = "paused"
             job["needed"] = progress.RESERVE_BYTES if self.free < progress.RESERVE_BYTES else need
@@ -153,11 +153,11 @@ class Histories(RuleBasedStateMachine):
         else:
             self.there |= {key.name for key in missing[:at]}
             job["state"] = state
-            job["needed"] = self.free + worker.MORE_ROOM
+            job["needed"] = self.free + ending.MORE_ROOM
 
     def work(self) -> bool:
         try:
-            return worker.do_next(self.place, processes.this_process()[:-6] + "dead:x")
+            return serving.do_next(self.place, processes.this_process()[:-6] + "dead:x")
         except Killed:
             return True
         finally:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rollups import Lazy, Scores, given_scores, make_view
+from made_scores import Lazy, Scores, given_scores, make_view
 
 from tracin_core.data.samples import all_pairs
 from tracin_core.errors import ViewError

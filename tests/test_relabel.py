@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_influence import CASES, FEW, FLOAT64, SETTINGS, TRAIN, Case, make_case
+from influence_cases import CASES, FEW, FLOAT64, SETTINGS, TRAIN, Case, make_case
 
 from tracin_core.data.samples import every_draw, listed_draws, pairs_of, random_draws
 from tracin_core.errors import NotFoundError, UnknownSampleError, ViewError

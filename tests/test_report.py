@@ -32,8 +32,9 @@ from tracin_core.records.report.sentences import Sentences
 from tracin_core.records.report.texts import LANGUAGES, Words, catalogue
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace, open_workspace
+from tracin_core.scores.agreement import Comparison
 from tracin_core.scores.imported import ImportedPairs, ImportedScores, ImportedView
-from tracin_core.scores.rollups import Comparison, Recurrence, most_harmful
+from tracin_core.scores.patterns import Recurrence, most_harmful
 
 MEGABYTE = 1_000_000
 HOSTILE = "<script>window.pwned = 1</script>"

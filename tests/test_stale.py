@@ -22,7 +22,8 @@ from tracin_core.records.workspace import Workspace, open_workspace
 from tracin_core.scores.influence import Kernels
 from tracin_core.scores.sample_losses import SampleLoss
 from tracin_core.scores.view import View
-from tracin_core.worker import require_ascending, require_suited
+from tracin_core.worker.checkpoints import require_ascending
+from tracin_core.worker.computing import require_suited
 
 
 @pytest.fixture

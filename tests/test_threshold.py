@@ -13,10 +13,10 @@ import pytest
 from conftest import ROOT, idle, start_server, stop_server, texts_of, visit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from influence_cases import CASES, SETTINGS, Case
 from lab import Studio
 from playwright.sync_api import Page, expect
 from streamlit.testing.v1 import AppTest
-from test_influence import CASES, SETTINGS, Case
 from test_pages import said, viewer
 
 from pages.shared.i18n import LANGUAGES

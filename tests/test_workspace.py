@@ -16,7 +16,7 @@ import psutil
 import pytest
 from lab import stop_worker, worker_pids
 
-from tracin_core import blocks, worker
+from tracin_core import blocks
 from tracin_core.blocks import BlockSpec, Receipt
 from tracin_core.errors import (
     CheckpointError,
@@ -36,6 +36,7 @@ from tracin_core.records.jobs import Job, JobQueue
 from tracin_core.records.progress import Progress
 from tracin_core.records.runs import Manifest
 from tracin_core.records.workspace import Workspace, open_workspace
+from tracin_core.worker import analysis, computing, kernels, serving
 
 KILLS = 10
 
@@ -371,31 +372,31 @@ class TestFailingBlocks:
         """The inputs of one chunk are damaged after they were kept: every block that needs them fails."""
         job = hindered.compute(recipe, wait=False)
         assert isinstance(job, Job)
-        kept = worker.compute_blocks
+        kept = kernels.compute_blocks
 
-        def damaged(progress: Progress, of_run: worker.Blocks, manifest: Manifest) -> None:
+        def damaged(progress: Progress, of_run: kernels.Blocks, manifest: Manifest) -> None:
             (chunk,) = manifest.chunks["validation"]
             path = next(hindered.root.rglob(f"inputs/{chunk.digest}.safetensors"))
             path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
             kept(progress, of_run, manifest)
 
-        monkeypatch.setattr(worker, "compute_blocks", damaged)
+        monkeypatch.setattr(computing, "compute_blocks", damaged)
         blocks.chunk_tensors.cache_clear()
-        assert worker.do_next(hindered, "me")
+        assert serving.do_next(hindered, "me")
         failed = hindered.job(job.id)
         assert failed.state == "failed"
         names = [block["name"] for block in (failed.result or {})["failed_blocks"]]
         whole = kernel_bytes(computed)
         missing = [name.removeprefix("kernels/") for name in whole if name not in kernel_bytes(hindered)]
         assert sorted(names) == sorted(missing)
-        assert all(block["attempts"] == worker.ATTEMPTS for block in failed.result["failed_blocks"])
+        assert all(block["attempts"] == kernels.ATTEMPTS for block in failed.result["failed_blocks"])
         assert str(failed.error).startswith(f"Done with {len(names)} of {len(whole)} blocks failed: '{names[0]}'")
         assert "damaged" in str(failed.error)
         log = "\n".join(hindered.job_log(job.id))
         assert all(name in log for name in names)
-        monkeypatch.setattr(worker, "compute_blocks", kept)
+        monkeypatch.setattr(computing, "compute_blocks", kept)
         hindered.resume(job.id)
-        assert worker.do_next(hindered, "me")
+        assert serving.do_next(hindered, "me")
         assert hindered.job(job.id).state == "done"
         assert kernel_bytes(hindered) == whole
 
@@ -404,16 +405,16 @@ class TestFailingBlocks:
     ) -> None:
         """Fewer failures than attempts, whatever fails."""
         failures = iter([OSError(errno.EIO, "Input/output error", "x"), RuntimeError("out of memory")])
-        whole = worker.run_block
+        whole = kernels.run_block
 
         def shaky(spec: BlockSpec) -> Receipt:
             if (failure := next(failures, None)) is not None:
                 raise failure
             return whole(spec)
 
-        monkeypatch.setattr(worker, "run_block", shaky)
+        monkeypatch.setattr(kernels, "run_block", shaky)
         hindered.compute(recipe, wait=False)
-        assert worker.do_next(hindered, "me")
+        assert serving.do_next(hindered, "me")
         assert hindered.queue.all()[0].state == "done"
         assert kernel_bytes(hindered) == kernel_bytes(computed)
 
@@ -426,8 +427,8 @@ class TestFailingBlocks:
         def broken(*_: object) -> None:
             raise KeyError("nobody expected this")
 
-        monkeypatch.setattr(worker, "compute_run", broken)
-        assert worker.do_next(hindered, "me")
+        monkeypatch.setattr(analysis, "compute_run", broken)
+        assert serving.do_next(hindered, "me")
         sentence = str(hindered.job(job.id).error)
         (incident,) = re.findall(r"under ([0-9a-f]{8})\.", sentence)
         assert "\n" not in sentence

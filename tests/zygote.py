@@ -99,16 +99,16 @@ def kill(pid: int) -> None:
 
 def worker(workspace: str, idle: str = FINE["TRACIN_WORKER_IDLE"]) -> int:
     """`python -m tracin_core.worker`."""
-    from tracin_core import worker as module
+    from tracin_core.worker import serving
 
-    return module.main([workspace, "--idle", idle])
+    return serving.main([workspace, "--idle", idle])
 
 
 def stopping_worker(workspace: str, block: int, locked: bool) -> int:
     """A worker that is stopped, as by SIGSTOP, when it is about to compute that block; if asked, while it holds the catalogue."""
-    from tracin_core import worker as module
+    from tracin_core.worker import kernels
 
-    compute, left = module.run_block, [block]
+    compute, left = kernels.run_block, [block]
 
     def stopping(spec: Any) -> Any:
         left[0] -= 1
@@ -120,7 +120,7 @@ def stopping_worker(workspace: str, block: int, locked: bool) -> int:
                 os.kill(os.getpid(), signal.SIGSTOP)
         return compute(spec)
 
-    module.run_block = stopping
+    kernels.run_block = stopping
     return worker(workspace)
 
 
@@ -189,17 +189,18 @@ def hindered(workspace: str, kind: int, error: int, number: int) -> int:
     """
     import ctypes
 
-    from tracin_core import worker as module
     from tracin_core.errors import TracInError
+    from tracin_core.records import processes
     from tracin_core.records.workspace import open_workspace
+    from tracin_core.worker import ending, serving
 
-    module.ROOM_SECONDS = 0.01  # type: ignore[misc]
+    ending.ROOM_SECONDS = 0.01  # type: ignore[misc]
     failing = ctypes.CDLL(None)
     place = open_workspace(workspace)
-    owner = module.processes.this_process()
+    owner = processes.this_process()
     failing.failing_arm(workspace.encode(), kind, error, ctypes.c_long(number))
     try:
-        while module.do_next(place, owner):
+        while serving.do_next(place, owner):
             continue
     except TracInError as failure:
         print(f"{type(failure).__name__}: {failure}", file=sys.stderr)
@@ -267,13 +268,14 @@ def prepare() -> None:
     import tracin_core.engine.health
     import tracin_core.engine.kernel
     import tracin_core.engine.models
-    import tracin_core.worker
+    import tracin_core.worker.computing
+    import tracin_core.worker.serving
     from tracin_core import cli, reading
     from tracin_core.records import jobs
 
     reading.CHUNK_SAMPLES = CHUNK  # type: ignore[misc, attr-defined]
     tracin_core.engine.health.check_model = lambda *_: []  # type: ignore[assignment]
-    tracin_core.worker.estimate = lambda *_: "no estimate"
+    tracin_core.worker.computing.estimate = lambda *_: "no estimate"
     jobs.subprocess = type("Forking", (), {"Popen": ForkedWorker, "DEVNULL": subprocess.DEVNULL})  # type: ignore[assignment]
     assert cli.app
     assert torch.fx.experimental.symbolic_shapes

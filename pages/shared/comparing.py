@@ -16,11 +16,10 @@ from pages.shared.i18n import t
 from pages.shared.session import plain
 from tracin_core.records.differences import differ_only_in_seed, differences
 from tracin_core.records.runs import Run
-from tracin_core.scores.agreement import overlap_curve
+from tracin_core.scores.agreement import Side as Tail
+from tracin_core.scores.agreement import compare, ghm_and_margin, overlap_curve
 from tracin_core.scores.comparison import Methods
 from tracin_core.scores.exclusions import compare_lists
-from tracin_core.scores.rollups import Side as Tail
-from tracin_core.scores.rollups import compare, ghm_and_margin
 
 BY: Final = ("run", "loss", "checkpoints", "method")
 SCORES: Final = (*widgets.SCORES, "test_influence")

@@ -14,7 +14,7 @@ from pages.shared.session import plain
 from tracin_core import charts
 from tracin_core.records.runs import Run
 from tracin_core.scores.maps import example_kernel, example_pca, tsne
-from tracin_core.scores.rollups import quadrants as quadrants_of
+from tracin_core.scores.patterns import quadrants as quadrants_of
 from tracin_core.scores.spread import thirds
 from tracin_core.scores.view import View
 

@@ -10,8 +10,10 @@ import pandas as pd
 
 from tracin_core.errors import ViewError
 from tracin_core.records.runs import Run, number_or_none
+from tracin_core.scores.agreement import Comparison, ghm_and_margin
 from tracin_core.scores.influence import Array, top_share
-from tracin_core.scores.rollups import Comparison, Recurrence, ghm_and_margin, live_tests, most_harmful, recurrence, roll_up
+from tracin_core.scores.patterns import Recurrence, most_harmful, recurrence
+from tracin_core.scores.rollups import live_tests, roll_up
 from tracin_core.scores.view import View, percentiles_of
 
 HIGH: Final = 0.95  # self-influence above this quantile is called high
