@@ -14,7 +14,7 @@ with frame.page("page.angles"):
         st.markdown(t("grid.onto.why"))
         grouping.matrix(view, grouping.choose_column(view, key="by"))
     else:
-        with st.container(horizontal=True, gap="large"):
+        with st.container(horizontal=True, gap="medium"):
             score = widgets.choose_score(key="score")
             statistic = widgets.choose_code("statistic", ("mean", "median", "share"), key="statistic")
             part = grouping.choose_part(view)

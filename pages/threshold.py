@@ -17,12 +17,12 @@ with frame.page("page.threshold"):
         told = session.workspace().verdicts(run)
         chosen, final = exclusion.decided(run, view, line, told)
         exclusion.receipt(run, view, line, chosen, final)
-        st.subheader(t("desk.title"))
-        who = verdicts.choose_who()
-        verdicts.desk(run, view, line, chosen, told, who)
         if rule.kind == "harm":
-            with st.expander(t("surface"), icon=":material/grid_on:", expanded=True):
-                surface.show(view, line)
+            with st.expander(t("surface"), icon=":material/grid_on:", on_change="rerun", key="surface.open") as opened:
+                if opened.open:
+                    surface.show(view, line)
+        st.subheader(t("desk.title"))
+        who = verdicts.desk(run, view, line, chosen, told)
         with st.container(horizontal=True, gap="large"):  # below each other where there is no room
             left, right = st.container(width=500), st.container(width=370)
         with left:

@@ -189,6 +189,9 @@ def test_a_click_on_the_surface_sets_threshold_and_occurrences(page: Page, studi
     server, process = start_server(studio.place.root, ROOT / "app.py", tmp_path / "server.log")
     try:
         visit(page, f"{server.url}/threshold?run={studio.run.id}&m=2")
+        expect(page.locator(".surface")).to_have_count(0)  # not counted before somebody asks for it
+        page.get_by_text("Threshold × minimum occurrences").click()
+        idle(page)
         field = page.locator(".surface .field")
         box = field.bounding_box()
         field.hover(position={"x": 0.9 * box["width"], "y": box["height"] - 4})

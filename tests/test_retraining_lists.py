@@ -11,6 +11,7 @@ from conftest import texts_of
 from test_pages import viewer
 
 from pages.shared.i18n import LANGUAGES, texts
+from pages.shared.session import plain
 from tracin_core.data.files import read_json
 from tracin_core.data.readers import read_inputs
 from tracin_core.engine.training import train
@@ -228,6 +229,8 @@ def test_the_page_starts_it_and_says_what_came_of_it(
     assert not test.exception
     (job, *_) = (job for job in place.jobs() if job.kind == "retraining")
     place.queue.wait(job.id)
+    title = known["job.title.list"].format(name=run.name, n=len(chosen), action=known["verify.action.exclude"])
+    assert f"**{plain(title)}**" in texts_of(look("compute", lang=language, run=run.id))
     (found,) = retrainings(place, run)  # the page asks what was asked before: the same evaluation
     test = look("verify", lang=language, run=run.id)
     assert not (test.exception)

@@ -211,10 +211,20 @@ def test_the_borderline_is_on_the_screen_with_its_sides(look: Callable[..., AppT
     threshold = view.suggested_threshold(1)
     test = look(m=1)
     levels = harm_levels(view, 1, "ranking_pair")
-    near = [str(levels.entries["id"].iloc[row]) for side in levels.borderline(threshold) for row in side]
-    assert {str(button.key).removeprefix("card.") for button in test.button if str(button.key).startswith("card.")} == set(near)
-    for side in ("listed", "not"):
-        assert said("en", f"desk.{side}_side.harm") in texts_of(test)
+    told = deck_of(test)
+    assert [side["title"] for side in told["sides"]] == [said("en", f"desk.{side}_side.harm") for side in ("listed", "not")]
+    for side, rows in zip(told["sides"], levels.borderline(threshold), strict=True):
+        cards = {card["id"]: card["told"] for card in side["cards"]}
+        assert list(cards) == [str(levels.entries["id"].iloc[row]) for row in (rows[::-1] if side is told["sides"][0] else rows)]
+        words = "on the list" if side is told["sides"][0] else "not listed"
+        assert list(cards.values()) == [f"{levels.listed[levels.entries['id'] == name][0]:,.5g} · {words}" for name in cards]
+    assert told["current"] == told["sides"][0]["cards"][0]["id"]
+
+
+def deck_of(test: AppTest) -> dict[str, Any]:
+    """What the browser is given to draw the cards from."""
+    (deck,) = (element.proto for element in test.get("bidi_component") if element.proto.component_name == "threshold_deck")
+    return dict(json.loads(deck.mixed.json if deck.HasField("mixed") else deck.json))
 
 
 def test_the_last_step_is_what_came_and_went(look: Callable[..., AppTest], studio: Studio) -> None:
@@ -424,6 +434,51 @@ def test_verdicts_by_key_survive_a_restart_and_a_typed_reason_is_no_verdict(page
     finally:
         stop_server(process)
         (studio.place.root / "runs" / studio.run.id / "verdicts.jsonl").unlink()
+
+
+@pytest.mark.browser
+def test_a_card_is_chosen_decided_about_and_taken_back_where_it_lies(page: Page, studio: Studio, tmp_path: Path) -> None:
+    """By mouse and by key, on the card, and from the slider, which keeps no letter to itself; a sound that plays goes on."""
+    server, process = start_server(studio.place.root, ROOT / "app.py", tmp_path / "server.log")
+    first, second, third = harm_listed(studio)[:3]
+
+    def stands() -> list[tuple[str, str]]:
+        told = studio.place.verdicts(studio.run)
+        return sorted(zip(told["id"], told["verdict"], strict=True))
+
+    try:
+        visit(page, f"{server.url}/threshold?run={studio.run.id}&m=1&desk=listed")
+        page.get_by_label("Your name").fill("Ada")
+        page.get_by_label("Your name").press("Tab")
+        idle(page)
+        cards = page.locator(".deck .card")
+        expect(cards.first).to_have_class("card current")
+        cards.nth(1).locator("audio").first.evaluate("sound => { sound.muted = true; sound.loop = true; return sound.play(); }")
+        cards.nth(2).get_by_role("button", name="Keep (K)").click()
+        idle(page)
+        assert stands() == [(third, "keep")]
+        expect(cards.nth(2).get_by_role("button", name="Keep (K)")).to_have_attribute("aria-pressed", "true")
+        expect(cards.first).to_have_class("card current")  # decided about without being looked at
+        assert not cards.nth(1).locator("audio").first.evaluate("sound => sound.paused")
+        cards.nth(2).get_by_role("button", name="Keep (K)").press("Enter")
+        idle(page)
+        assert stands() == []
+        cards.nth(1).locator(".name").click()
+        idle(page)
+        expect(cards.nth(1)).to_have_class("card current")
+        page.keyboard.press("n")  # the card has the focus
+        idle(page)
+        assert stands() == [(second, "look_again")]
+        expect(cards.nth(2)).to_have_class("card current")
+        page.locator(".drag .slider").focus()
+        page.keyboard.press("e")
+        idle(page)
+        assert stands() == sorted([(second, "look_again"), (third, "exclude")])
+        assert [decision.who for decision in studio.place.verdict_history(studio.run)] == ["Ada"] * 4
+        assert first not in [name for name, _ in stands()]
+    finally:
+        stop_server(process)
+        (studio.place.root / "runs" / studio.run.id / "verdicts.jsonl").unlink(missing_ok=True)
 
 
 def harm_listed(studio: Studio) -> list[str]:

@@ -25,6 +25,7 @@ BLUE, RED, GREY, AMBER = "#5b8db8", "#d1495b", "#8a8f98", "#d98c1f"
 GROUPS: Final = ("#5b8db8", "#d98c1f", "#4f9d69", "#a06cb5", "#d1495b", "#8a8f98", "#3a9ea5", "#b07d62")
 SYMBOLS: Final = ("circle", "diamond", "square", "cross")  # where there are more groups than colours
 MANY_POINTS: Final = 2_000  # drawn one by one, without WebGL, which not every browser has
+NAMED: Final = 10  # checkpoints on an axis
 ABOVE: Final = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "left", "x": 0.0}
 READABLE = 12  # columns of a grid that leave room for words in its cells
 INK: Final = "#14202b"  # on every colour of the two scales below, at least 4.5 : 1
@@ -313,12 +314,12 @@ def histogram_figure(
 
 
 def upright(place: float, name: str) -> tuple[Trace, Trace]:
-    """A dashed line from bottom to top of the first axes, and its name along it."""
-    line = {"color": RED, "dash": "dash", "width": 1}
+    """A dashed line from bottom to top of the first axes, and its name above it."""
+    line = {"color": RED, "dash": "dash", "width": 2}
     shape = {"type": "line", "x0": place, "x1": place, "xref": "x", "y0": 0, "y1": 1, "yref": "y domain", "line": line}
     words = {
-        "text": name, "font": {"color": RED}, "textangle": -90, "showarrow": False,
-        "x": place, "xref": "x", "xanchor": "right", "y": 1, "yref": "y domain", "yanchor": "top",
+        "text": name, "font": {"color": RED}, "showarrow": False,
+        "x": place, "xref": "x", "xanchor": "center", "y": 1, "yref": "y domain", "yanchor": "bottom",
     }  # fmt: skip
     return shape, words
 
@@ -536,20 +537,28 @@ def contributions_figure(terms: npt.ArrayLike, names: Sequence[str], *, x: str, 
         "type": "bar", "x": [literal(name) for name in names], "y": values, "marker": {"color": _by_sign(values)},
         "hovertemplate": "%{x}: %{y:,.4g}<extra></extra>",
     }  # fmt: skip
-    return figure([bars], x=titled(x, type="category"), y=titled(y), height=220)
+    return figure([bars], x=by_checkpoint(x, names), y=titled(y), height=220)
 
 
 def lines_figure(lines: dict[str, npt.ArrayLike], names: Sequence[str], *, x: str, y: str) -> go.Figure:
     """Each line's value at each checkpoint, in their order; told apart by dash and symbol as well as by colour."""
+    steps = [literal(told) for told in names]
     traces = [
         {
-            "type": "scatter", "x": list(names), "y": np.asarray(values, dtype=float), "name": literal(name), "mode": "lines+markers",
+            "type": "scatter", "x": steps, "y": np.asarray(values, dtype=float), "name": literal(name), "mode": "lines+markers",
             "line": {"color": GROUPS[place % len(GROUPS)], "dash": ("solid", "dash", "dot")[place % 3]},
             "marker": {"symbol": _symbol(place), "size": 8}, "hovertemplate": "%{x}: %{y:,.4g}",
         }
         for place, (name, values) in enumerate(lines.items())
     ]  # fmt: skip
-    return figure(traces, x=titled(x, type="category"), y=titled(y), height=240, showlegend=len(lines) > 1, legend=ABOVE)
+    return figure(traces, x=by_checkpoint(x, names), y=titled(y), height=240, showlegend=len(lines) > 1, legend=ABOVE)
+
+
+def by_checkpoint(name: str, names: Sequence[str]) -> Trace:
+    """An axis of checkpoints, of which as many are named as there is room for upright; of `epoch 12` the number."""
+    shown = list(names)[:: -(-len(names) // NAMED) or 1]
+    numbers = [literal(told.removeprefix("epoch ")) for told in shown]
+    return titled(name, type="category", tickvals=[literal(told) for told in shown], ticktext=numbers, tickangle=0)
 
 
 def arms_figure(arms: pd.DataFrame, *, x: str, percent: bool = False) -> go.Figure:

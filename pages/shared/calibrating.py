@@ -54,7 +54,7 @@ def last_failure(run: Run) -> None:
     jobs = session.workspace().jobs(limit=200)
     newest = next((job for job in jobs if job.kind == "calibration" and job.request.get("run") == run.id), None)
     if newest is not None and newest.error:
-        widgets.failure(JobFailedError(f"{newest.title}: {newest.error}"))
+        widgets.failure(JobFailedError(f"{widgets.job_title(newest)}: {newest.error}"))
 
 
 # ---- what came of it --------------------------------------------------------------------------------------------------------------

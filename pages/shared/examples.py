@@ -166,14 +166,14 @@ def gallery(
         ]
         table[f"what{side}"] = told
         parts[f"what{side}"] = t("pair.side", side=side)
-        for name, column, values in zip(
-            ("picture", "sound"), (picture_column(roomy=sounds), sound_column()), zip(*previews, strict=True), strict=True
-        ):
+        columns_of = (picture_column(side, roomy=sounds), sound_column(side))
+        for name, column, values in zip(("picture", "sound"), columns_of, zip(*previews, strict=True), strict=True):
             if any(values) and (sounds or name != "sound"):
                 table[f"{name}{side}"] = values
                 parts[f"{name}{side}"] = column
     table = table.join(shown[list(columns)])
     with_pictures = any(name.startswith("picture") for name in parts)
+    names = [part for part in parts if part.startswith("what")]  # first, where a narrow screen shows them
     height = 72 if with_pictures else 38
     selection = st.dataframe(
         table,
@@ -181,7 +181,7 @@ def gallery(
         hide_index=True,
         row_height=height,
         height=min(36 + height * len(table), 540),
-        column_order=[*columns, *parts],
+        column_order=[*names, *columns, *(part for part in parts if part not in names)],
         column_config={**parts, **columns},
         on_select="rerun",
         selection_mode="single-row",
@@ -210,12 +210,12 @@ def side_label(example: pd.Series, side: str) -> str:
     return example_label(example)
 
 
-def picture_column(*, roomy: bool = True) -> Any:
-    return st.column_config.ImageColumn(t("spectrogram"), width=110 if roomy else 82)
+def picture_column(side: str = "", *, roomy: bool = True) -> Any:
+    return st.column_config.ImageColumn(f"{t('spectrogram')} {side}", width=110 if roomy else 82)
 
 
-def sound_column() -> Any:
-    return st.column_config.AudioColumn(t("sound"), width="small")
+def sound_column(side: str = "") -> Any:
+    return st.column_config.AudioColumn(f"{t('sound')} {side}", width="small")
 
 
 def example_card(run: Run, example: pd.Series) -> None:

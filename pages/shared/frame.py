@@ -163,7 +163,7 @@ def provenance(run: Run) -> str:
             plain(run.recipe.data.title),
             plain(run.loss.describe()),
             t("run.checkpoints", n=len(run.summed_epochs)) if run.summed_epochs else t("run.imported.loss"),
-            t("run.pairs", train=run.counts[0], test=run.counts[1]),
+            t("run.pairs", train=run.counts[0], test=run.counts[1]) + ("" if run.kind == "scores" else t("run.side")),
             f"`{run.digest[:8]}`",
             *([t("run.who", who=plain(who))] if who else []),
         ]

@@ -3,15 +3,12 @@
 An address names the content and when its file was written: what it leads to never changes. The gate stands before it as before every page.
 """
 
-import html
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Final
 
-import streamlit as st
 from PIL import Image
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
@@ -56,25 +53,6 @@ def _address(run: Run, file: Path) -> str | None:
     except FileNotFoundError:
         return None
     return f"/previews/{run.manifest.dataset}/{file.name}?v={drawn:x}"
-
-
-def strip(pictures: Iterable[tuple[str, str]], sounds: Iterable[str], *, width: int) -> None:
-    """Thumbnails beside each other, and a player for each sound, which asks for it when it is played.
-
-    Args:
-        pictures: address and what it shows in words, of each.
-        sounds: addresses.
-    """
-    shown = "".join(
-        f'<img src="{html.escape(address)}" alt="{html.escape(words)}" width="{width}" style="border-radius: 4px">'
-        for address, words in pictures
-    )
-    heard = "".join(
-        f'<audio controls preload="none" src="{html.escape(address)}" style="width: 100%; height: 32px; display: block"></audio>'
-        for address in sounds
-    )
-    if shown or heard:
-        st.html(f'<div style="display: flex; gap: 2px; margin-bottom: 4px">{shown}</div>{heard}')
 
 
 # ---- the route ------------------------------------------------------------------------------------------------------------------

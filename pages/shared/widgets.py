@@ -59,7 +59,7 @@ def last_failure() -> None:
     """The newest job's error, if it did not end well."""
     newest = next(iter(session.workspace().jobs(limit=1)), None)
     if newest is not None and newest.error:
-        failure(JobFailedError(f"{newest.title}: {newest.error}"))
+        failure(JobFailedError(f"{job_title(newest)}: {newest.error}"))
 
 
 def nothing_matches(reason: str) -> None:
@@ -72,11 +72,25 @@ def progress(job: Job) -> None:
     key = f"job.step.{job.step}"
     step = t(key) if has(key) else plain(job.step)
     eta = t("job.eta", duration=duration(job.eta_seconds)) if job.eta_seconds is not None else ""
-    st.markdown(f"**{plain(job.title)}**")
+    st.markdown(f"**{plain(job_title(job))}**")
     if job.is_live:
         st.progress(min(max(job.fraction, 0.0), 1.0), text=" · ".join(filter(None, [t(f"job.state.{job.state}"), step, eta])))
     else:
         st.markdown(t(f"job.state.{job.state}"))
+
+
+def job_title(job: Job) -> str:
+    """What the job is about, in the language in use; what somebody named bears that name."""
+    asked = job.request
+    name = asked.get("recipe", {}).get("name", "")
+    if job.kind == "retraining":
+        return t("job.title.list", name=name, n=asked["entries"], action=t(f"verify.action.{asked.get('action', 'exclude')}"))
+    if job.kind == "faithfulness":
+        return t("job.title.subsets", name=name, n=asked["subsets"])
+    if job.kind == "calibration":
+        task = asked["recipe"]["task"]["kind"]
+        return t("job.title.errors", name=name, share=f"{asked['share']:.0%}", errors=t(f"calibrate.noise.{task}.{asked['noise']}"))
+    return t("job.title.digits") if asked.get("digits") else job.title
 
 
 def duration(seconds: float) -> str:

@@ -170,6 +170,12 @@ export default function ({ parentElement, data, setTriggerValue }) {
     gesture.busy = true;
     show(Number(slider.value));
   };
+  slider.onkeydown = (event) => {
+    // A letter means nothing to a slider: it is one of the page's keys, which are not heard from within a field.
+    const { key, code, ctrlKey, metaKey, altKey } = event;
+    if (!/^[a-z]$/i.test(key) || ctrlKey || metaKey || altKey) return;
+    for (const name of ["keydown", "keyup"]) root.dispatchEvent(new KeyboardEvent(name, { key, code, bubbles: true, composed: true }));
+  };
   slider.onchange = () => {
     clearTimeout(gesture.timer);
     gesture.timer = setTimeout(release, KEYBOARD_PAUSE_MS);

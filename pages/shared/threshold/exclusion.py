@@ -349,9 +349,9 @@ def preview(view: View, line: Line, final: Overruled) -> None:
     columns = {name: t(f"list.{name}") for name in (*told, *by_people) if name in entries}
     number, texts = st.column_config.NumberColumn, st.column_config.TextColumn
     config = {
-        name: texts(label, width=230)
+        name: texts(label, width=210)
         if name in ("id", "what")
-        else number(label, format="%.4g" if name in ("score", "average_influence", "total_harm") else None, width=100)
+        else number(label, format="%.4g" if name in ("score", "average_influence", "total_harm") else None, width=120)
         for name, label in columns.items()
         if name != "decided_by"
     } | {name: columns[name] for name in by_people if name in columns}

@@ -8,42 +8,73 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from pages.shared import access, examples, media, session, widgets
+from pages.shared import access, examples, session, widgets
 from pages.shared.i18n import t
 from pages.shared.session import plain
+from pages.shared.threshold import deck
 from pages.shared.threshold.exclusion import Line, entry_name, levels_of, samples_of, verdict_on
-from tracin_core.data.seals import unsealed_text
 from tracin_core.errors import TracInError
 from tracin_core.records.runs import Run
 from tracin_core.records.verdicts import Verdict, subject, subjects
 from tracin_core.scores.view import View
 
-KEYS: Final[dict[Verdict, str]] = {"exclude": "E", "keep": "K", "look_again": "N"}
 ICONS: Final = {"exclude": "block", "keep": "check_circle", "look_again": "replay"}
 EACH: Final = 6  # on either side of the line
 PAGE: Final = 12
-CARD: Final = 146  # pixels
-THUMB: Final = 108
 TIMES: Final = "%Y-%m-%d %H:%M UTC"
 
 
-def desk(run: Run, view: View, line: Line, chosen: pd.DataFrame, verdicts: pd.DataFrame, who: str) -> None:
-    """What there is to look at, as cards, and the buttons that decide about the one that is looked at."""
-    what = widgets.choose_code("desk", ("borderline", "listed", "decided"), key="desk")
+def desk(run: Run, view: View, line: Line, chosen: pd.DataFrame, verdicts: pd.DataFrame) -> str:
+    """What there is to look at, as cards, and the buttons that decide about the one that is looked at; gives back who decides."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        who = choose_who()
+        what = widgets.choose_code("desk", ("borderline", "listed", "decided"), key="desk")
     shown = {"borderline": borderline, "listed": listed, "decided": already_decided}[what](view, line, chosen, verdicts)
     if shown.empty:
         widgets.nothing_matches(t(f"desk.{what}.none"))
-        return
+        return who
     current = choose_entry(shown, verdicts)
-    for side, title in (("listed", "desk.listed_side"), ("not", "desk.not_side"), ("", "")):
-        part = shown[shown["side"] == side]
-        if len(part):
-            if title:
-                st.markdown(f"**{t(f'{title}.{line.rule.kind}')}**")
-            cards(run, part.assign(state=states(part, chosen, line)), current, verdicts)
+    lay_out(run, line, shown.assign(state=states(shown, chosen, line)), current, verdicts, who)
     with st.container(border=True):
         decide(run, line, shown, current, verdicts, who)
         examples.example_card(run, shown[shown["id"] == current].iloc[0])
+    return who
+
+
+def lay_out(run: Run, line: Line, shown: pd.DataFrame, current: str, verdicts: pd.DataFrame, who: str) -> None:
+    """The cards on either side of the line; one may be chosen to be looked at, or decided about where it lies."""
+    entry_of = {str(entry["id"]): entry for _, entry in shown.iterrows()}
+    told = {name: verdict_on(entry, verdicts) for name, entry in entry_of.items()}
+    cards = {
+        name: deck.Card(
+            id=name,
+            name=entry_name(entry),
+            told=f"{entry['level']:,.5g} · {t('desk.state.' + entry['state'])}",
+            verdict=None if told[name] is None else str(told[name]["verdict"]),
+            samples=samples_of(entry),
+        )
+        for name, entry in entry_of.items()
+    }
+    ids = list(cards)
+
+    def decided(name: str, verdict: Verdict) -> None:
+        """A verdict that stands already is taken back; the next is looked at where this one was."""
+        stands, here = cards[name].verdict == verdict, name == current
+        following = ids[min(ids.index(name) + 1, len(ids) - 1)] if here and not stands else current
+        tell(run, line, samples_of(entry_of[name]), "none" if stands else verdict, who, following)()
+
+    sides = [
+        (t(f"{title}.{line.rule.kind}") if title else "", [cards[str(name)] for name in shown.loc[shown["side"] == side, "id"]])
+        for side, title in (("listed", "desk.listed_side"), ("not", "desk.not_side"), ("", ""))
+    ]
+    deck.show(
+        run,
+        [(title, side) for title, side in sides if side],
+        current=current,
+        frozen="" if who else t("verdict.who_first"),
+        on_look=lambda name: session.choose("look", name),
+        on_verdict=decided,
+    )
 
 
 def states(part: pd.DataFrame, chosen: pd.DataFrame, line: Line) -> list[str]:
@@ -120,44 +151,6 @@ def choose_entry(shown: pd.DataFrame, verdicts: pd.DataFrame) -> str:
     return str(st.session_state["look"])
 
 
-# ---- cards ----------------------------------------------------------------------------------------------------------------------
-
-
-def cards(run: Run, shown: pd.DataFrame, current: str, verdicts: pd.DataFrame) -> None:
-    """What there is to see and hear of each, its score and its verdict, side by side as far as there is room."""
-    tones = examples.tones_of(run, {sample for _, entry in shown.iterrows() for sample in samples_of(entry)})
-    with st.container(horizontal=True, gap="xsmall"):
-        for _, entry in shown.iterrows():
-            with st.container(border=True, width=CARD, gap="xsmall"):
-                card(run, entry, str(entry["id"]) == current, verdict_on(entry, verdicts), tones)
-
-
-def card(run: Run, entry: pd.Series, is_current: bool, verdict: pd.Series | None, tones: dict[str, float]) -> None:
-    samples = samples_of(entry)
-    st.button(
-        entry_name(entry),
-        key=f"card.{entry['id']}",
-        type="primary" if is_current else "secondary",
-        width="stretch",
-        on_click=session.choose,
-        args=("look", str(entry["id"])),
-    )
-    told = "" if verdict is None else f" · :material/{ICONS[verdict['verdict']]}: {t('verdict.' + verdict['verdict'])}"
-    st.markdown(f":small[{entry['level']:,.5g} · {t('desk.state.' + entry['state'])}{told}]")
-    width = THUMB // len(samples)
-    pictures = [
-        (media.picture_address(run, sample, width=2 * width, tone=tones.get(sample)), t("spectrogram.alt", id=sample))
-        for sample in samples
-    ]
-    sounds = [media.sound_address(run, sample) for sample in samples]
-    media.strip(
-        [(address, words) for address, words in pictures if address], [address for address in sounds if address], width=width
-    )
-    for preview in [run.preview(sample) for sample in samples]:
-        if preview.text.is_file() and not preview.picture.is_file():
-            st.code(unsealed_text(preview.text.read_text(encoding="utf-8")), language=None, height=110)
-
-
 # ---- deciding -------------------------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +164,7 @@ def choose_who() -> str:
     def keep() -> None:
         st.session_state["_who"] = st.session_state["who"]
 
-    return st.text_input(t("export.who"), value=kept, key="who", width=360, on_change=keep).strip()
+    return st.text_input(t("export.who"), value=kept, key="who", width=240, on_change=keep).strip()
 
 
 def account() -> str:
@@ -191,7 +184,7 @@ def decide(run: Run, line: Line, shown: pd.DataFrame, current: str, verdicts: pd
     following = ids[min(ids.index(current) + 1, len(ids) - 1)]
     st.markdown(f"**{plain(entry_name(entry))}** · {said(verdict_on(entry, verdicts))}")
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        for verdict, key in KEYS.items():
+        for verdict, key in deck.KEYS.items():
             st.button(
                 t(f"verdict.{verdict}"),
                 key=f"verdict.{verdict}",
