@@ -63,7 +63,7 @@ def by_kernels(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], weight
     return {
         "influence": scores,
         "l_relatif": methods.l_relatif(scores, methods.self_influence(mapped, rows)),
-        "theta_relatif": methods.theta_relatif(scores, [state], rows, delta),
+        "theta_relatif": methods.theta_relatif(scores, methods.moved_lengths([state], rows, delta)),
     }
 
 

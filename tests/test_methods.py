@@ -320,7 +320,7 @@ def test_relative_influences_divide_by_what_an_example_does(case: Case, kind: tu
     scores = methods.influence(mapped, rows, [case.test_rows()])
     dead = case.slopes(loss) == 0
     by_loss = methods.l_relatif(scores, methods.self_influence(mapped, rows))
-    by_length = methods.theta_relatif(scores, [state], rows, delta)
+    by_length = methods.theta_relatif(scores, methods.moved_lengths([state], rows, delta))
     assert np.isnan(by_loss[dead]).all()
     assert np.isnan(by_length[dead]).all()
     live = np.flatnonzero(~dead)

@@ -368,8 +368,12 @@ class Methods:
         return known.cosine(dot, own, view.test_self_influence()[place])[:, 0]
 
     def _theta_relatif(self, test: str) -> Array:
-        rows = [self._rows(c) for c in range(len(self._kernels))]
-        return known.theta_relatif(self.mapped("curvature").influence(test)[:, None], self.decomposed, rows, self.delta)[:, 0]
+        return known.theta_relatif(self.mapped("curvature").influence(test)[:, None], self._moved)[:, 0]
+
+    @cached_property
+    def _moved(self) -> Array:
+        """How far leaving out each training example moves the parameters: [N]."""
+        return known.moved_lengths(self.decomposed, [self._rows(c) for c in range(len(self._kernels))], self.delta)
 
     # ---- TRAK ---------------------------------------------------------------------------------------------------------------
 

@@ -346,7 +346,7 @@ class CurvedKernel:
 
 
 def decompose(kernel: Kernel, curvature: Array, *, precision: float = EPS32) -> CurvedKernel | NoCurvature:
-    """The slider form of K_mu: two symmetric eigendecompositions once, then two products for each mu.
+    """The slider form of K_mu: two symmetric eigendecompositions once (one where L is a multiple of I), then two products for each mu.
 
         K_tt = U diag(d) U^T, d below 4 precision sqrt(n) max(K_ii) dropped;   Z = U sqrt(d), Z_x = K_xt U / sqrt(d)
         Z^T L Z = V diag(e) V^T;   Y = Z V, Y_x = Z_x V
@@ -379,7 +379,10 @@ def decompose(kernel: Kernel, curvature: Array, *, precision: float = EPS32) -> 
         return NoCurvature("every training sample's gradient is zero here")
     root = np.sqrt(d[kept])
     z, z_test = u[:, kept] * root, kernel.test_train @ u[:, kept] / root
-    e, v = linalg.eigh(z.T @ curvature @ z)
+    if np.array_equal(curvature, curvature[0, 0] * np.eye(size)):  # one scale for all: Z^T Z is diag(d) already
+        e, v = curvature[0, 0] * d[kept], np.eye(int(kept.sum()))
+    else:
+        e, v = linalg.eigh(z.T @ curvature @ z)
     noise = 10 * EPS64 * size * float(np.abs(curvature).sum(axis=1).max()) * float(d[-1])  # of this product, in double precision
     if e[0] < -noise:
         raise ViewError(

@@ -164,14 +164,23 @@ def l_relatif(influences: Array, train_self: Array) -> Array:
     return relative(influences, np.sqrt(train_self)[:, None])
 
 
-def theta_relatif(influences: Array, decomposed: Sequence[CurvedKernel | NoCurvature], train: Sequence[Any], delta: float) -> Array:
+def theta_relatif(influences: Array, lengths: Array) -> Array:
     """I_mu / |H^-1 g_e|, [N, M]: influence per unit of how far removing e moves the parameters (Barshan et al. 2020, arXiv 2003.11630).
 
-    Over several checkpoints the length is the root of the mean square over those that have curvature.
+    Args:
+        lengths: `moved_lengths`, [N].
+    """
+    return relative(influences, lengths[:, None])
+
+
+def moved_lengths(decomposed: Sequence[CurvedKernel | NoCurvature], train: Sequence[Any], delta: float) -> Array:
+    """|H^-1 g_e| of each training example: [N]. Over several checkpoints the root of the mean square over those that have curvature.
+
+    Args:
+        train: a_e of every training example at each checkpoint, sparse [N, n].
     """
     live = _live(decomposed)
-    squares = sum(_moved(train[place], state, delta) for place, state in live) / len(live)
-    return relative(influences, np.sqrt(squares)[:, None])
+    return np.asarray(np.sqrt(sum(_moved(train[place], state, delta) for place, state in live) / len(live)))
 
 
 def _moved(rows: Any, state: CurvedKernel, delta: float) -> Array:
