@@ -106,6 +106,7 @@ DOORS = {
         "tracin_core.data.recordings",
         "tracin_core.errors",
         "tracin_core.recipe",
+        "tracin_core.__version__",
     ),
     "tracin_core/charts.py": ("tracin_core.errors",),
     "tracin_core/notebook.py": (

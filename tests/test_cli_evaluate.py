@@ -1,5 +1,6 @@
 """Scores put to the test from the shell: what is said is what is kept, and the manual names every option."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,7 @@ def run(shell: Shell) -> Run:
     return made
 
 
-@pytest.mark.parametrize("verb", ["calibrate", "retrain", "lds", "leave-out", "stability"])
+@pytest.mark.parametrize("verb", ["calibrate", "retrain", "lds", "leave-out", "stability", "quick", "full"])
 def test_help_shows_an_example_and_the_manual_names_every_option(shell: Shell, verb: str) -> None:
     answer = shell.here("evaluate", verb, "--help")
     assert (answer.returncode, answer.stderr) == (0, "")
@@ -166,3 +167,27 @@ def test_runs_of_other_seeds_are_held_against_each_other(shell: Shell, run: Run)
     assert (answer.returncode, answer.stderr) == (0, "")
     refused = shell.here("evaluate", "stability", "--runs", runs[0].id)
     assert (refused.returncode, "1 run shows no stability" in refused.stderr) == (2, True)
+
+
+def test_every_question_at_once_is_one_document_and_is_not_asked_again(shell: Shell, run: Run) -> None:
+    """What each part says is what its own command kept; asked again no job trains anything."""
+    told = shell.json("evaluate", "quick", "--run", run.id, "--output", "answers")
+    assert json.loads((shell.home / "answers" / "evaluation-quick.json").read_text()) == told
+    calibrated, foretold, retrained = told["parts"]
+    (kept,) = (one for one in calibrations(shell.place, run) if one.number == calibrated["content"]["number"])
+    assert (calibrated["seeds"], calibrated["content"]["recommendation"]["score"]) == (kept.seeds, kept.recommendation().score)
+    (lds,) = (one for one in faithfulness(shell.place, run) if one.number == foretold["content"]["number"])
+    assert [row["method"] for row in foretold["rows"]] == lds.methods["method"].tolist()
+    (kept,) = (one for one in retrainings(shell.place, run) if one.number == retrained["content"]["number"])
+    assert retrained["verdict"].endswith(kept.verdict("epochs"))
+    rule = {"threshold": run.view().suggested_threshold(1, "sample"), "min_occurrences": 1, "max_exclusions": 50}
+    assert kept.entries == len(run.view().exclusions(**rule, pair_mode="sample"))
+    assert told["cpu_seconds"] == pytest.approx(sum(part["cpu_seconds"] for part in told["parts"]))
+    assert foretold["cpu_seconds"] > 0.1  # it trained
+    text = (shell.home / "answers" / "evaluation-quick.md").read_text()
+    assert all(f"## {part['question']}" in text and part["verdict"] in text for part in told["parts"])
+    trained = {file: file.stat().st_mtime_ns for file in shell.place.root.rglob("training.json")}
+    answer = shell.here("evaluate", "quick", "--run", run.id)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert {file: file.stat().st_mtime_ns for file in shell.place.root.rglob("training.json")} == trained
+    assert (shell.place.root / "exports" / run.id / "evaluation-quick.md").is_file()

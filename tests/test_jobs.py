@@ -40,6 +40,32 @@ def test_jobs_are_done_in_the_order_they_were_asked_for(queue: JobQueue) -> None
     assert claimed == [first.id, second.id]
 
 
+def test_a_look_into_files_goes_before_what_is_queued(queue: JobQueue) -> None:
+    """Somebody waits for it, and it takes seconds."""
+    running = queue.submit("retraining", {}, title="an hour")
+    assert queue.claim("me") is not None
+    waiting = queue.submit("analysis", {"n": 1}, title="waits")
+    looks = [queue.submit("inspection", {"n": n}, title="a look") for n in (1, 2)]
+    queue.finish(running.id, "me", "done")
+    claimed = []
+    while (job := queue.claim("me")) is not None:
+        claimed.append(job.id)
+        queue.finish(job.id, "me", "done")
+    assert claimed == [looks[0].id, looks[1].id, waiting.id]
+
+
+def test_a_worker_that_ended_just_now_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was last looked at while it lived, so that nobody has asked yet how it ended."""
+    queue = JobQueue(Catalogue(tmp_path / "tracin.sqlite3"), tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and not yet asked
+    monkeypatch.setattr(queue, "_started", process)
+    assert process.returncode is None
+    job = queue.submit("inspection", {}, title="x")
+    assert queue.get(job.id).state in ("queued", "running", "failed")  # of its own: another worker was started
+    stop_worker(SimpleNamespace(root=tmp_path))
+
+
 def test_asking_twice_for_the_same_work_gives_one_job(queue: JobQueue) -> None:
     assert queue.submit("demo", {"a": 1}, title="x").id == queue.submit("demo", {"a": 1}, title="x").id
     queue.claim("me")

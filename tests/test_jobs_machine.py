@@ -90,17 +90,17 @@ class Histories(RuleBasedStateMachine):
             progress.BEAT_SECONDS,
             shutil.disk_usage,
             JobQueue.ensure_worker,
-            serving.HANDLERS["inspection"],
+            serving.HANDLERS["training"],
         )
         kernels.run_block = self.run_block
         progress.BEAT_SECONDS = 0.0  # type: ignore[misc]
         shutil.disk_usage = lambda path: SimpleNamespace(free=self.free)  # type: ignore[assignment, return-value]
         JobQueue.ensure_worker = JobQueue.wake_paused  # type: ignore[method-assign]
-        serving.HANDLERS["inspection"] = (handler, {"kernels": 1.0})
+        serving.HANDLERS["training"] = (handler, {"kernels": 1.0})
 
     def teardown(self) -> None:
         kernels.run_block, progress.BEAT_SECONDS, shutil.disk_usage, JobQueue.ensure_worker, known = self.kept  # type: ignore
-        serving.HANDLERS["inspection"] = known
+        serving.HANDLERS["training"] = known
         shutil.rmtree(self.root)
 
     def run_block(self, spec: BlockSpec) -> Receipt:
@@ -187,7 +187,7 @@ class Histories(RuleBasedStateMachine):
         same = [
             job for job in self.jobs if job["run"] == run and job["state"] in ("queued", "running", "paused") and not job["cancel"]
         ]
-        job_id = self.place.queue.submit("inspection", {"run": run}, title=str(run)).id
+        job_id = self.place.queue.submit("training", {"run": run}, title=str(run)).id
         if same:
             assert job_id == same[0]["id"]
             same[0]["state"] = "queued" if same[0]["state"] == "paused" else same[0]["state"]

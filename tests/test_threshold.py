@@ -466,15 +466,18 @@ def test_a_card_is_chosen_decided_about_and_taken_back_where_it_lies(page: Page,
         cards.nth(1).locator(".name").click()
         idle(page)
         expect(cards.nth(1)).to_have_class("card current")
-        page.keyboard.press("n")  # the card has the focus
+        page.keyboard.press("n")  # the card has the focus, and the next is looked at
         idle(page)
         assert stands() == [(second, "look_again")]
         expect(cards.nth(2)).to_have_class("card current")
-        page.locator(".drag .slider").focus()
-        page.keyboard.press("e")
+        page.keyboard.press("e")  # it still has, and the key is about the one that is looked at
         idle(page)
         assert stands() == sorted([(second, "look_again"), (third, "exclude")])
-        assert [decision.who for decision in studio.place.verdict_history(studio.run)] == ["Ada"] * 4
+        page.locator(".drag .slider").focus()
+        page.keyboard.press("u")
+        idle(page)
+        assert stands() == [(second, "look_again")]
+        assert [decision.who for decision in studio.place.verdict_history(studio.run)] == ["Ada"] * 5
         assert first not in [name for name, _ in stands()]
     finally:
         stop_server(process)

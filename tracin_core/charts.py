@@ -512,9 +512,15 @@ def clicked(selection: Any) -> int | None:
     return int(points[0]["customdata"]) if points and "customdata" in points[0] else None
 
 
-def ranked_figure(ranked: pd.DataFrame, values: str, names: str, *, x: str) -> go.Figure:
-    """One horizontal bar per example, strongest on top; the sign is told by side, symbol and colour."""
+def ranked_figure(ranked: pd.DataFrame, values: str, names: str, *, x: str, reach: float | None = None) -> go.Figure:
+    """One horizontal bar from 0 per example, strongest on top; the sign is told by side, symbol and colour.
+
+    Args:
+        reach: how far the axis goes from 0, where two figures have one scale; None: as far as the longest bar.
+    """
     numbers = ranked[values].to_numpy(dtype=float)
+    most = float(np.abs(numbers).max()) if reach is None else reach
+    ends = [-1.02 * most if numbers.min() < 0 else 0.0, 1.02 * most if numbers.max() > 0 else 0.0]
     signs = ["▲" if value >= 0 else "▼" for value in numbers]
     labels = [
         f"{sign} {rank}. {literal(name)}" for rank, (sign, name) in enumerate(zip(signs, ranked[names], strict=True), start=1)
@@ -523,7 +529,8 @@ def ranked_figure(ranked: pd.DataFrame, values: str, names: str, *, x: str) -> g
         "type": "bar", "x": numbers, "y": labels, "orientation": "h", "hovertemplate": "%{y}: %{x:,.4g}<extra></extra>",
         "marker": {"color": _by_sign(numbers)},
     }  # fmt: skip
-    return figure([bars], x=titled(x), y={"autorange": "reversed", "automargin": True}, height=120 + 26 * len(ranked))
+    across = titled(x, **({"range": ends} if most > 0 else {}))
+    return figure([bars], x=across, y={"autorange": "reversed", "automargin": True}, height=120 + 26 * len(ranked))
 
 
 def _by_sign(values: Array) -> list[str]:
@@ -541,8 +548,10 @@ def contributions_figure(terms: npt.ArrayLike, names: Sequence[str], *, x: str, 
 
 
 def lines_figure(lines: dict[str, npt.ArrayLike], names: Sequence[str], *, x: str, y: str) -> go.Figure:
-    """Each line's value at each checkpoint, in their order; told apart by dash and symbol as well as by colour."""
-    steps = [literal(told) for told in names]
+    """Each line's value at each checkpoint, epochs to scale; told apart by dash and symbol as well as by colour."""
+    epochs = [told.removeprefix("epoch ") for told in names]
+    steps = [int(told) if told.isdigit() else literal(told) for told in epochs]
+    axis = titled(x) if all(isinstance(step, int) for step in steps) else by_checkpoint(x, epochs)
     traces = [
         {
             "type": "scatter", "x": steps, "y": np.asarray(values, dtype=float), "name": literal(name), "mode": "lines+markers",
@@ -551,7 +560,7 @@ def lines_figure(lines: dict[str, npt.ArrayLike], names: Sequence[str], *, x: st
         }
         for place, (name, values) in enumerate(lines.items())
     ]  # fmt: skip
-    return figure(traces, x=by_checkpoint(x, names), y=titled(y), height=240, showlegend=len(lines) > 1, legend=ABOVE)
+    return figure(traces, x=axis, y=titled(y), height=240, showlegend=len(lines) > 1, legend=ABOVE)
 
 
 def by_checkpoint(name: str, names: Sequence[str]) -> Trace:

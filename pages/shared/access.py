@@ -3,6 +3,7 @@
 `TRACIN_ACCESS` is `links`, `oidc` or `none`. Where it is not set, links are needed once the workspace has given one out.
 """
 
+import getpass
 import html
 import importlib.util
 import ipaddress
@@ -137,6 +138,18 @@ def is_loopback(host: str) -> bool:
 def person() -> str:
     """The name of whoever looks at the page that runs; empty where nobody is asked, also for a session whose link is revoked."""
     return _visitor(dict(st.context.cookies)) or ""
+
+
+def usual_name() -> str:
+    """The name that was given in this session; to begin with that of the account on this machine, where nobody is asked who comes."""
+    return str(st.session_state.setdefault("_who", "" if control() else account()))
+
+
+def account() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name, as in some containers
+        return ""
 
 
 def guard() -> str:

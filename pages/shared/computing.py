@@ -176,6 +176,9 @@ def one_job(job: Job) -> None:
         *([plain(job.who)] if job.who else []),
     ]
     st.markdown(f":small[{' · '.join(told)}]")
+    before = next((other for other in place.jobs() if other.state == "running"), None) if job.state == "queued" else None
+    if before is not None:
+        st.markdown(t("job.behind", title=plain(widgets.job_title(before))))
     if job.error:
         st.markdown(plain(job.error))
     with st.container(horizontal=True):

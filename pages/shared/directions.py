@@ -98,10 +98,11 @@ def both_sides(run: Run, view: View, sides: Sides, counts: dict[str, int], *, ke
     if all(side.empty for side in sides.values()):
         widgets.nothing_matches(none)
         return None
+    reach = max(float(ranked["influence"].abs().max()) for ranked in sides.values() if len(ranked))  # one scale for both
     for (name, ranked), column in zip(sides.items(), st.columns(2, gap="large"), strict=True):
         with column:
             st.subheader(t(f"neighbours.{name}"))
-            examples.ranked(ranked.head(SHOWN), key=f"neighbours.{name}")
+            examples.ranked(ranked.head(SHOWN), key=f"neighbours.{name}", reach=reach)
     with st.container(horizontal=True, gap="large"):
         side = widgets.choose_code("side", tuple(sides), key="side" if "proponents" in sides else "pushed")
         examples.choose_band(run)

@@ -211,7 +211,7 @@ def side_label(example: pd.Series, side: str) -> str:
 
 
 def picture_column(side: str = "", *, roomy: bool = True) -> Any:
-    return st.column_config.ImageColumn(f"{t('spectrogram')} {side}", width=110 if roomy else 82)
+    return st.column_config.ImageColumn(f"{t('spectrogram')} {side}", width=110 if roomy else 104)
 
 
 def sound_column(side: str = "") -> Any:
@@ -307,12 +307,12 @@ def sample_player(run: Run, sample_id: str) -> None:
         st.code(unsealed_text(preview.text.read_text(encoding="utf-8")), language=None, wrap_lines=True)
 
 
-def ranked(examples: pd.DataFrame, *, key: str) -> None:
-    """The strongest examples as bars; says so where there is none."""
+def ranked(examples: pd.DataFrame, *, key: str, reach: float) -> None:
+    """The strongest examples as bars, on an axis that reaches so far from 0; says so where there is none."""
     if examples.empty:
         widgets.nothing_matches(t("ranked.none"))
         return
     named = examples.assign(name=[example_label(example) for _, example in examples.iterrows()])
     first = named.iloc[0]
     alt = t("ranked.words", n=len(named), name=first["name"], value=charts.short(first["influence"]))
-    widgets.chart(charts.ranked_figure(named, "influence", "name", x=t("score.influence")), key=key, alt=alt)
+    widgets.chart(charts.ranked_figure(named, "influence", "name", x=t("score.influence"), reach=reach), key=key, alt=alt)

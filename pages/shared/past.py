@@ -7,12 +7,16 @@ import streamlit as st
 
 from pages.shared import comparing_figures as figures
 from pages.shared import session, widgets
-from pages.shared.i18n import t
+from pages.shared.i18n import has, t
 from pages.shared.saving import moment
 from pages.shared.session import plain
 from tracin_core.records.past_lists import PastList, origins, past_lists
 from tracin_core.scores.agreement import jaccard
 
+SETTINGS: Final = {  # of a rule, as it is kept -> as the Threshold page calls it
+    "threshold": "threshold.value", "min_occurrences": "threshold.occurrences", "max_exclusions": "threshold.most", "pair_mode": "mode",
+    "rule": "rule", "score": "suspect", "quantile": "threshold.quantile", "robust_z": "threshold.robust_z",
+}  # fmt: skip
 MOST: Final = 200  # rows of the table
 COMPARED: Final = 10  # in the matrix
 TAKES: Final = 20
@@ -51,7 +55,19 @@ def number_of(past: PastList, found: list[PastList]) -> int:
 
 
 def rule_in_words(past: PastList) -> str:
-    return past.problem or ", ".join(f"{name} = {value}" for name, value in past.rule.items())
+    """The rule's settings, those that the Threshold page knows by the names that they have there."""
+    return past.problem or ", ".join(f"{setting_name(name)} {setting_value(name, value)}" for name, value in past.rule.items())
+
+
+def setting_name(name: str) -> str:
+    return t(SETTINGS[name]) if name in SETTINGS else name
+
+
+def setting_value(name: str, value: object) -> str:
+    told = {"pair_mode": "mode", "rule": "rule", "score": "suspect"}.get(name)
+    if told and has(f"{told}.{value}"):
+        return t(f"{told}.{value}")
+    return f"{value:g}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
 def scores_in_words(past: PastList) -> str:

@@ -38,7 +38,7 @@ def save_this(page: str, run: Run) -> None:
             st.text_input(t("finding.title"), key="finding.title", max_chars=TITLE_LENGTH)
             st.text_area(t("finding.note"), key="finding.note", max_chars=NOTE_LENGTH)
             if not access.person():
-                st.text_input(t("finding.who"), key="finding.who", value=st.session_state.get("_who", ""), max_chars=AUTHOR_LENGTH)
+                st.text_input(t("finding.who"), key="finding.who", value=access.usual_name(), max_chars=AUTHOR_LENGTH)
             st.form_submit_button(t("finding.save.now"), type="primary", key="finding.keep", on_click=_keep, args=(page, run))
         failed = st.session_state.pop("_save_failed", None)
         if failed is not None:

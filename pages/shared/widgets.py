@@ -89,8 +89,21 @@ def job_title(job: Job) -> str:
         return t("job.title.subsets", name=name, n=asked["subsets"])
     if job.kind == "calibration":
         task = asked["recipe"]["task"]["kind"]
-        return t("job.title.errors", name=name, share=f"{asked['share']:.0%}", errors=t(f"calibrate.noise.{task}.{asked['noise']}"))
+        return t(
+            "job.title.errors",
+            name=name,
+            share=f"{asked['share']:.0%}",
+            errors=t(f"calibrate.noise.{task}.{asked['noise']}"),
+            n=len(asked["seeds"]),
+        )
     return t("job.title.digits") if asked.get("digits") else job.title
+
+
+def running(kind: str, run: Run) -> None:
+    """Says so where a job of this kind is under way for the run: the page need not ask for it again."""
+    for job in session.live_jobs():
+        if job.kind == kind and job.request.get("run") == run.id:
+            st.info(t("job.running", title=plain(job_title(job))), icon=":material/hourglass_top:")
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from tracin_core.cli import computing, deciding, evaluating, existing, keeping, people
+from tracin_core.cli import all_questions, computing, deciding, evaluating, existing, keeping, people
 from tracin_core.cli.asking import spread
 from tracin_core.cli.talk import listen, refuse
 from tracin_core.errors import InputError, TracInError, WorkspaceError
@@ -43,6 +43,8 @@ VERBS: dict[str, Callable[..., None]] = {
 for name, verb in VERBS.items():
     app.command(name)(spread(verb))
 app.add_typer(people.access)
+evaluating.evaluate.command("quick")(all_questions.evaluate_quick)
+evaluating.evaluate.command("full")(all_questions.evaluate_full)
 app.add_typer(evaluating.evaluate)
 
 

@@ -122,8 +122,9 @@ def one_seed(progress: Progress, run: Run, samples: pd.DataFrame, inputs: Inputs
         progress=partial(share.tell, "training"),
         **{**request["settings"], "save_epochs": tuple(request["settings"]["save_epochs"]), "seed": seed},
     )
-    methods = methods_of(progress, run, planted, inputs, trained, told, share, seed)
-    scores, missing = scores_of(methods, share)
+    plugins = plugins_of(progress.workspace)
+    methods = methods_of(plugins, run, planted, inputs, trained, told, seed=seed, tell=partial(share.tell, "kernels"))
+    scores, missing = scores_of(methods, partial(share.tell, "scores"))
     wrong, table = judged(run, methods.view, scores, planted)
     figures = {score: figures_of(detection(table[score], wrong)) for score in scores}
     figures["random"] = chance(wrong, seed)
@@ -148,21 +149,28 @@ def one_seed(progress: Progress, run: Run, samples: pd.DataFrame, inputs: Inputs
 
 
 def methods_of(
-    progress: Progress,
+    plugins: Path,
     run: Run,
     planted: Planted,
     inputs: Inputs,
     trained: Path,
     told: dict[str, Any],
-    share: Share,
+    *,
     seed: int,
+    tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> Methods:
-    """Every method on the planted training side and the run's validation side: the view that the run opens with, of these checkpoints."""
+    """Every method on the planted training side and the run's validation side: the view that the run opens with, of these checkpoints.
+
+    Args:
+        inputs: of all samples, in the order of `planted.samples`.
+        trained: folder of the checkpoints; `told` is what their training returned.
+        tell: called with how much of the kernels is done, and how much there is.
+    """
     from tracin_core.engine import in_memory
     from tracin_core.engine.kernel import kernel_groups
     from tracin_core.engine.models import build_model
 
-    model = build_model(run.recipe.model, plugins_of(progress.workspace))
+    model = build_model(run.recipe.model, plugins)
     taken = in_memory.own_snapshots(model, list_checkpoints(trained, PREFIX))
     tables = {side: planted.samples.set_index("id", drop=False).loc[run.splits[side]["id"]] for side in ("train", "validation")}
     rows = {name: row for row, name in enumerate(planted.samples["id"])}
@@ -178,11 +186,11 @@ def methods_of(
     learnt = [snapshot for snapshot in taken if snapshot.epoch]
     done = iter(range(1, 3 * len(learnt) + 1))
 
-    def tell() -> None:
-        share.tell("kernels", next(done), 3 * len(learnt))
+    def tell_next() -> None:
+        tell(next(done), 3 * len(learnt))
 
     parts = {
-        name: in_memory.kernels(model, learnt, settings, *sides, tell)
+        name: in_memory.kernels(model, learnt, settings, *sides, tell_next)
         for name, sides in {"train_train": (train, None), "test_train": (test, train), "test_test": (test, None)}.items()
     }
     outputs = [in_memory.outputs(model, taken, settings, side) for side in (train, test)]
@@ -230,13 +238,13 @@ def view_of(
 # ---- scores and what they find --------------------------------------------------------------------------------------------------------
 
 
-def scores_of(methods: Methods, share: Share) -> tuple[dict[str, Array], dict[str, str]]:
+def scores_of(methods: Methods, tell: Callable[[int, int], None]) -> tuple[dict[str, Array], dict[str, str]]:
     """Every score of each training example, the more suspect the higher; and why a score is not there."""
     scores: dict[str, Array] = {}
     missing: dict[str, str] = {}
     asked = list(questions(methods))
     for done, (score, ask) in enumerate(asked):
-        share.tell("scores", done, len(asked))
+        tell(done, len(asked))
         try:
             values = ask()
         except ViewError as refusal:

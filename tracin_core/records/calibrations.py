@@ -286,13 +286,17 @@ class Calibration:
     def summary(self) -> pd.DataFrame:
         """One row per judged score, the highest mean average precision first.
 
-        Columns: score, then of each of FIGURES mean, `_low` and `_high`; above_random, its `_low` and `_high` (average precision, paired
-        by seed); reliable.
+        Columns: score, then of each of FIGURES mean, `_low` and `_high` (cut at 0 and 1); above_random, its `_low` and `_high` (average
+        precision, paired by seed); reliable.
         """
         rows = []
         for score in self.scores:
             found = {name: self.figure(score, name) for name in FIGURES} | {"above_random": self.against(score, "random")}
-            spread = {f"{name}{end}": value for name, one in found.items() for end, value in _ends(one).items()}
+            spread = {
+                f"{name}{end}": value
+                for name, one in found.items()
+                for end, value in _ends(one, lowest=-1.0 if name == "above_random" else 0.0).items()
+            }
             rows.append({"score": score, **spread, "reliable": self.is_reliable(score)})
         return pd.DataFrame(rows).sort_values("average_precision", ascending=False, kind="stable", ignore_index=True)
 
@@ -308,8 +312,9 @@ class Calibration:
         }
 
 
-def _ends(found: Interval) -> dict[str, float]:
-    return {"": found.mean, "_low": found.low, "_high": found.high}
+def _ends(found: Interval, *, lowest: float) -> dict[str, float]:
+    """Mean and interval of a figure that lies between `lowest` and 1, as few seeds know nothing of."""
+    return {"": found.mean, "_low": max(found.low, lowest), "_high": min(found.high, 1.0)}
 
 
 def calibrations(place: "Workspace", run: Run) -> list[Calibration]:

@@ -34,6 +34,9 @@ from tracin_core.records import processes
 from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.store import digest_of
 
+QUICK: Final = ("inspection",)  # seconds of work, for which somebody waits: they go before what is queued
+LAST: Final = "(SELECT COALESCE(MAX(position), 0) + 1 FROM job)"
+FIRST: Final = f"COALESCE((SELECT MIN(position) - 0.5 FROM job WHERE state = 'queued' AND kind NOT IN {(*QUICK, '')}), {LAST})"
 LIVE: Final = ("queued", "running")
 ENDED: Final = ("done", "failed", "cancelled", "paused", "lost")
 STALL_LIMIT: Final = 10
@@ -131,7 +134,7 @@ class JobQueue:
                 job_id = uuid.uuid4().hex[:12]
                 connection.execute(
                     "INSERT INTO job (id, kind, state, title, request, request_digest, run_id, who, created, position) "
-                    "VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, (SELECT COALESCE(MAX(position), 0) + 1 FROM job))",
+                    "VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, " + (FIRST if kind in QUICK else LAST) + ")",
                     (job_id, kind, title, json.dumps(request), digest, run_id, who, time.time()),
                 )
             else:
@@ -265,7 +268,8 @@ class JobQueue:
     def _fail_unstartable(self) -> bool:
         """Where the workers that were started ended by themselves before they looked for work, one after the other, waiting jobs fail."""
         ended, self._started = self._started, None
-        if ended is None or ended.returncode <= 0 or f":{ended.pid}:" in (self._last_worker() or ""):
+        code = ended.poll() if ended is not None else None
+        if ended is None or code is None or code <= 0 or f":{ended.pid}:" in (self._last_worker() or ""):
             self._stillborn = 0
             return False
         self._stillborn += 1
@@ -274,7 +278,7 @@ class JobQueue:
         self._stillborn = 0
         said = (self.root / "jobs" / "worker.log").read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
         error = (
-            f"The worker process cannot start with {sys.executable} (exit code {ended.returncode}): {said[:300]} "
+            f"The worker process cannot start with {sys.executable} (exit code {code}): {said[:300].rstrip('.')}. "
             f"Mend that, for instance by 'make setup', then try again; jobs/worker.log in the workspace holds all of it."
         )
         with self.catalogue.transaction() as connection:
@@ -350,7 +354,7 @@ class JobQueue:
                 if row["owner"] != owner and processes.lives(row["owner"]):
                     return None
                 self._take_from_dead(connection, row["id"])
-            row = connection.execute("SELECT id FROM job WHERE state = 'queued' ORDER BY position LIMIT 1").fetchone()
+            row = connection.execute("SELECT id FROM job WHERE state = 'queued' ORDER BY position, created LIMIT 1").fetchone()
             if row is None:
                 return None
             connection.execute(

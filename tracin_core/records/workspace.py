@@ -24,7 +24,7 @@ from collections.abc import Callable
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
@@ -80,6 +80,10 @@ TRAINING_FILES = ("training.json", "analysis.toml")  # beside the checkpoints
 USUAL_LOSSES = {"ranking": "margin", "classification": "cross_entropy", "regression": "squared_error"}  # of this product's training
 SEARCH_DEPTH = 5
 SEARCH_LIMIT = 500
+# Of the workspace, where nobody's own files are: what an evaluation trains on purpose badly is offered to no one.
+OWN_FOLDERS: Final = (
+    "checkpoints", "kernels", "runs", "jobs", "exports", "datasets", "plugins", "calibrations", "evaluations", "faithfulness", "findings",
+)  # fmt: skip
 
 
 def open_workspace(path: str | Path) -> "Workspace":
@@ -516,7 +520,7 @@ class Workspace:
         return list_plugins(self.root / "plugins")
 
     def _search(self, matches: Callable[[Path, list[str]], bool]) -> list[str]:
-        own = {self.root / name for name in ("checkpoints", "kernels", "runs", "jobs", "exports", "datasets", "plugins")}
+        own = {self.root / name for name in OWN_FOLDERS}
         found: list[str] = []
         for root in self.roots.values():
             for path, folders, files in os.walk(root):

@@ -96,18 +96,19 @@ def do_next(workspace: Workspace, owner: str, follow: Callable[[Progress | None]
     return True
 
 
-def with_threads(handler: Callable[[Progress], dict[str, Any]], progress: Progress) -> dict[str, Any]:
-    """The job of an evaluation, on as many threads as its recipe says."""
+def measured(handler: Callable[[Progress], dict[str, Any]], progress: Progress) -> dict[str, Any]:
+    """The job of an evaluation, on as many threads as its recipe says, and how much processor time it took."""
     use_threads(Recipe.from_dict(progress.job.request["recipe"]).engine)
-    return handler(progress)
+    started = time.process_time()
+    return {**handler(progress), "cpu_seconds": round(time.process_time() - started, 2)}
 
 
 HANDLERS: Final[dict[str, tuple[Callable[[Progress], dict[str, Any]], dict[str, float]]]] = {
     "analysis": (analyse, {"samples": 1, "previews": 1, "checkpoints": 2, "health": 1, "kernels": 8}),
     "inspection": (inspect, {"checkpoints": 1}),
     "training": (training, {"samples": 1, "previews": 1, "training": 20}),
-    "retraining": (partial(with_threads, retrain), {"samples": 1, "previews": 1, "retraining": 60}),
-    "faithfulness": (partial(with_threads, faithfulness), {"samples": 1, "previews": 1, "retraining": 60}),
-    "calibration": (partial(with_threads, calibrate), {"samples": 1, "previews": 1, "calibrating": 60}),
+    "retraining": (partial(measured, retrain), {"samples": 1, "previews": 1, "retraining": 60}),
+    "faithfulness": (partial(measured, faithfulness), {"samples": 1, "previews": 1, "retraining": 60}),
+    "calibration": (partial(measured, calibrate), {"samples": 1, "previews": 1, "calibrating": 60}),
     "demo": (demo, {"recordings": 2, "samples": 1, "previews": 1, "training": 20, "checkpoints": 2, "health": 1, "kernels": 4}),
 }

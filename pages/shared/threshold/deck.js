@@ -7,6 +7,24 @@ function element(name, attributes = {}, text = "") {
   return made;
 }
 
+// A button that plays and stops its sound; of all cards one sounds at a time.
+function player(src, name, labels) {
+  const sound = element("audio", { src, preload: "none" });
+  const button = element("button", { type: "button", class: "play", "aria-label": `${labels.play}: ${name}`, title: name });
+  const sign = element("span");
+  const show = () => (sign.textContent = sound.paused ? "\u25b6" : "\u25a0");
+  button.onclick = () => {
+    if (!sound.paused) return sound.pause();
+    button.getRootNode().querySelectorAll("audio").forEach((other) => other.pause());
+    sound.currentTime = 0;
+    sound.play();
+  };
+  sound.onplay = sound.onpause = sound.onended = show;
+  show();
+  button.append(sign, sound);
+  return button;
+}
+
 function drawn(card, labels, frozen) {
   const made = element("article", { class: "card", "aria-label": card.name });
   made.append(element("button", { class: "name", type: "button" }, card.name));
@@ -16,7 +34,9 @@ function drawn(card, labels, frozen) {
   const pictures = element("div", { class: "pictures" });
   pictures.append(...card.pictures.map(([src, alt]) => element("img", { src, alt, loading: "lazy" })));
   if (card.pictures.length) made.append(pictures);
-  made.append(...card.sounds.map((src) => element("audio", { src, controls: "", preload: "none" })));
+  const players = element("div", { class: "players" });
+  players.append(...card.sounds.map(([src, name]) => player(src, name, labels)));
+  if (card.sounds.length) made.append(players);
   made.append(...card.texts.map((text) => element("pre", {}, text)));
   const verdicts = element("div", { class: "verdicts", role: "group", "aria-label": labels.decide });
   verdicts.append(
@@ -42,12 +62,6 @@ function bind(made, card, { labels, frozen, current }, setTriggerValue) {
     const button = event.target.closest("[data-verdict]");
     if (button) decide(button.dataset.verdict);
     else if (event.target.closest(".name, img")) setTriggerValue("look", card.id);
-  };
-  made.onkeydown = (event) => {
-    const verdict = Object.keys(labels.keys).find((name) => labels.keys[name].toLowerCase() === event.key.toLowerCase());
-    if (!verdict || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.stopPropagation(); // the page's own key decides about the one that is looked at
-    decide(verdict);
   };
 }
 

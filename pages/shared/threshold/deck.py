@@ -78,7 +78,7 @@ def drawn_card(run: Run, card: Card, tones: dict[str, float]) -> dict[str, Any]:
         "told": card.told,
         "verdict": card.verdict,
         "pictures": [[address, words] for address, words in pictures if address],
-        "sounds": [address for sample in card.samples if (address := media.sound_address(run, sample))],
+        "sounds": [[address, sample] for sample in card.samples if (address := media.sound_address(run, sample))],
         "texts": [
             unsealed_text(preview.text.read_text(encoding="utf-8"))[:LETTERS]
             for preview in previews
@@ -90,7 +90,7 @@ def drawn_card(run: Run, card: Card, tones: dict[str, float]) -> dict[str, Any]:
 def labels() -> dict[str, Any]:
     """The words of the buttons, their keys and the signs that stand on them."""
     names = {verdict: t(f"verdict.{verdict}") for verdict in VERDICTS if verdict in KEYS}
-    return {"verdicts": names, "keys": KEYS, "signs": SIGNS, "decide": t("desk.decide")}
+    return {"verdicts": names, "keys": KEYS, "signs": SIGNS, "decide": t("desk.decide"), "play": t("desk.play")}
 
 
 @cache

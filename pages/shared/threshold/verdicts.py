@@ -1,6 +1,5 @@
 """Looking at what lies near the line, one by one, and deciding: by button or by key, kept on disk at once."""
 
-import getpass
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -61,7 +60,7 @@ def lay_out(run: Run, line: Line, shown: pd.DataFrame, current: str, verdicts: p
         """A verdict that stands already is taken back; the next is looked at where this one was."""
         stands, here = cards[name].verdict == verdict, name == current
         following = ids[min(ids.index(name) + 1, len(ids) - 1)] if here and not stands else current
-        tell(run, line, samples_of(entry_of[name]), "none" if stands else verdict, who, following)()
+        tell(run, line, entry_of[name], "none" if stands else verdict, who, following)()
 
     sides = [
         (t(f"{title}.{line.rule.kind}") if title else "", [cards[str(name)] for name in shown.loc[shown["side"] == side, "id"]])
@@ -159,19 +158,12 @@ def choose_who() -> str:
     signed_in = access.person()
     if signed_in:
         return signed_in
-    kept = st.session_state.setdefault("_who", "" if access.control() else account())
+    kept = access.usual_name()
 
     def keep() -> None:
         st.session_state["_who"] = st.session_state["who"]
 
     return st.text_input(t("export.who"), value=kept, key="who", width=240, on_change=keep).strip()
-
-
-def account() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a user id without a name, as in some containers
-        return ""
 
 
 def decide(run: Run, line: Line, shown: pd.DataFrame, current: str, verdicts: pd.DataFrame, who: str) -> None:
@@ -191,11 +183,11 @@ def decide(run: Run, line: Line, shown: pd.DataFrame, current: str, verdicts: pd
                 icon=f":material/{ICONS[verdict]}:",
                 shortcut=key,
                 disabled=not who,
-                on_click=tell(run, line, samples_of(entry), verdict, who, following),
+                on_click=tell(run, line, entry, verdict, who, following),
             )
         st.text_input(t("verdict.why"), key="verdict.why", width=320, max_chars=500)
         if verdict_on(entry, verdicts) is not None:
-            back = tell(run, line, samples_of(entry), "none", who, current)
+            back = tell(run, line, entry, "none", who, current)
             st.button(t("verdict.withdraw"), key="verdict.withdraw", icon=":material/backspace:", disabled=not who, on_click=back)
         undo(run, line, who)
     if not who:
@@ -203,9 +195,11 @@ def decide(run: Run, line: Line, shown: pd.DataFrame, current: str, verdicts: pd
 
 
 def tell(
-    run: Run, line: Line, samples: tuple[str, ...], verdict: Verdict, who: str, following: str, *, undoing: bool = False
+    run: Run, line: Line, entry: pd.Series, verdict: Verdict, who: str, following: str, *, undoing: bool = False
 ) -> Callable[[], None]:
     """The verdict is on disk, and the next one is looked at; what went wrong is shown by the next drawing."""
+
+    samples = samples_of(entry)
 
     def act() -> None:
         place = session.workspace()
@@ -223,9 +217,9 @@ def tell(
         if undoing:
             done.pop()
         else:
-            done.append((run.id, samples, before))
+            done.append((run.id, entry, before))
         session.choose("look", following)
-        st.toast(t(f"verdict.told.{verdict}", id=plain("_".join(samples))), icon=":material/check:")
+        st.toast(t(f"verdict.told.{verdict}", id=plain(entry_name(entry))), icon=":material/check:")
 
     return act
 
@@ -234,14 +228,14 @@ def undo(run: Run, line: Line, who: str) -> None:
     """One step back for what was decided in this session: a further verdict, which says what was said before."""
     done = [told for told in st.session_state.get("_told", []) if told[0] == run.id]
     if done:
-        _, samples, before = done[-1]
-        back = tell(run, line, samples, before, who, "_".join(samples), undoing=True)
+        _, entry, before = done[-1]
+        back = tell(run, line, entry, before, who, str(entry["id"]), undoing=True)
         st.button(
             t("verdict.undo"),
             key="verdict.undo",
             icon=":material/undo:",
             shortcut="U",
-            help=plain("_".join(samples)),
+            help=plain(entry_name(entry)),
             on_click=back,
         )
 
