@@ -1,26 +1,17 @@
-"""Adam's second moment: read from a checkpoint file beside its weights, and made into the frozen preconditioner of its kernel.
+"""Adam's second moment, read from a checkpoint file beside its weights, or the reason why the file gives none.
 
-A step of Adam moves the parameters by -eta m / D with D = sqrt(v / (1 - beta2^t)) + eps (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1),
-v being the running mean of squared gradients. With v frozen at a checkpoint, the step's share of one example is -eta D^-1 g, so that
-
-    K_D[i, j] = g_i^T D^-1 g_j
-
-takes the place of the tangent kernel. What a file holds is hostile until it was checked: this half runs in the child of `checkpoints.py`.
+What a file holds is hostile until it was checked: this runs in the limited child of `checkpoints.py`. `adam.py` makes a preconditioner of
+what was kept.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracin_core.engine.intake import comes_from, groups_of, number, optimizers_of, printable
-from tracin_core.errors import CheckpointError, CheckpointMismatchError
-
-Form = Literal["adam", "adam_full"]
 
 FLOATS: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 EPS: Final = "/eps"  # of a parameter, beside its second moment; no name of a parameter that is told by dots ends so
@@ -28,9 +19,6 @@ EPS: Final = "/eps"  # of a parameter, beside its second moment; no name of a pa
 
 class Unfit(Exception):
     """Why a file's optimiser state gives no second moment of the model's parameters; in plain words."""
-
-
-# ---- from a file, in the limited child --------------------------------------------------------------------------------------
 
 
 def is_of_adam(content: dict[Any, Any]) -> bool:
@@ -185,47 +173,3 @@ def sound(what: str, value: Any, shape: Sequence[int], records: frozenset[str] |
     if bool((value < 0).any()):
         raise Unfit(f"{what} has negative entries")
     return value.detach()
-
-
-# ---- to a preconditioner ----------------------------------------------------------------------------------------------------
-
-
-def load_precondition(model: nn.Module, store: Path, digest: str, form: Form, without: Sequence[str] = ()) -> dict[str, Tensor]:
-    """D^-1 by the name of its parameter, as `tangent_kernel` takes it; 0 for parameters `without`, which count for nothing then.
-
-    `adam_full`: D = sqrt(v) + eps, entry by entry. `adam`: of the v of each matrix (first axis by all others) only the row and column
-    means are kept, v[i, j] ~ mean_j v[i, :] * mean_i v[:, j] / mean v (Shazeer and Stern 2018, arXiv 1804.04235, section 3); vectors
-    are as they are.
-
-    Raises:
-        CheckpointError: the copy is not in the store any more, or damaged.
-        CheckpointMismatchError: it is another model's.
-    """
-    from tracin_core.engine.checkpoints import file_digest
-
-    path = store / f"{digest}.safetensors"
-    if not path.is_file() or file_digest(path) != digest:
-        raise CheckpointError(f"The second moment {digest[:12]} is gone from the workspace or damaged; take the folder in again.")
-    kept = safetensors.torch.load_file(path)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    inverse: dict[str, Tensor] = {}
-    for name in (name for name in kept if not name.endswith(EPS)):
-        if kept[name].shape != shapes.get(name) or name + EPS not in kept:
-            raise CheckpointMismatchError(
-                f"The second moment {digest[:12]} does not fit this model; choose the one it was trained with."
-            )
-        moment = kept[name].to(torch.float64)
-        moment = factored(moment) if form == "adam" else moment
-        inverse[name] = 1 / (moment.sqrt() + kept[name + EPS])
-    absent = [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in inverse]
-    if absent:
-        raise CheckpointMismatchError(f"The second moment {digest[:12]} lacks '{absent[0]}'; choose the model it was trained with.")
-    return inverse | {name: torch.zeros_like(inverse[name]) for name in without}
-
-
-def factored(moment: Tensor) -> Tensor:
-    """v[i, j] ~ mean_j v[i, :] * mean_i v[:, j] / mean v, first axis by all others; a vector as it is. Zero where all of v is."""
-    if moment.dim() < 2 or not moment.any():
-        return moment
-    matrix = moment.flatten(1)
-    return (matrix.mean(1, keepdim=True) * matrix.mean(0, keepdim=True) / matrix.mean()).reshape(moment.shape)
