@@ -347,6 +347,8 @@ def test_each_device_has_its_own_batch_unless_one_is_chosen(shell: Shell) -> Non
     (recipe,) = recipes_of(analysis(shell, device="cpu"))
     assert on_device(recipe, "cuda").engine.batch_size == 512
     (recipe,) = recipes_of(analysis(shell, device="cpu", batch_size=8))
+    assert recipe.engine.precondition == "none"
+    assert recipes_of(analysis(shell, precondition="adam_full"))[0].engine.precondition == "adam_full"
     assert on_device(recipe, "cuda").engine.batch_size == 8
 
 

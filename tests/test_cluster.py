@@ -25,6 +25,7 @@ from tracin_core import cluster
 from tracin_core.blocks import BlockFailure, BlockSpec, Receipt, run_block
 from tracin_core.cluster import dask_runner
 from tracin_core.data.files import read_json, write_json
+from tracin_core.engine.models import Ranker
 from tracin_core.errors import ClusterError, JobCancelledError, RecipeError
 from tracin_core.recipe import EngineSection, Recipe
 from tracin_core.records.jobs import Job
@@ -263,6 +264,27 @@ def test_a_run_computed_on_a_cluster_is_the_run_computed_here(
     log = "\n".join(place.job_log(job.id))
     assert f"workers at {dask.address}: 2" in log
     assert f"blocks computed: {len(recorded)}, found: 0" in log
+
+
+def test_gradients_are_divided_there_as_here(recordings: Path, dask: LabCluster, tmp_path: Path) -> None:
+    """By Adam's second moment, which the workers read from the workspace."""
+    model = Ranker("small")
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.rand(4, 1, 33, 40)).diff(dim=0).square().sum().backward()
+    optimizer.step()
+    content = {"epoch": 1, "model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
+    (tmp_path / "by_adam").mkdir()
+    torch.save({**content, "args": {"loss_type": "margin", "margin": 5.0}}, tmp_path / "by_adam" / "model_epoch_1.pt")
+    here, there = (open_workspace(tmp_path / name) for name in ("here", "there"))
+    try:
+        for workspace, settings in ((here, {}), (there, dask.settings)):
+            workspace.compute(lab.recipe_for(recordings, tmp_path / "by_adam", precondition="adam", **settings))
+        assert kernel_bytes(here.root) == kernel_bytes(there.root)
+        groups = [read_json(path) for path in there.root.glob("kernels/*/group.json")]
+        assert [group["precondition"]["form"] for group in groups] == ["adam"]
+    finally:
+        stop_worker(here)
+        stop_worker(there)
 
 
 def test_each_block_has_one_receipt_of_its_own_checksum(specs: list[BlockSpec], computed: Workspace, dask: LabCluster) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lab
 import pytest
+import torch
 from conftest import opened, texts_of
 from lab import Studio
 from streamlit.testing.v1 import AppTest
@@ -14,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 from pages.shared import frame
 from pages.shared.choosing import places
 from pages.shared.i18n import LANGUAGES, texts
+from tracin_core.engine.models import Ranker
 from tracin_core.errors import JobFailedError
 from tracin_core.recipe import Recipe
 from tracin_core.records.runs import Run
@@ -201,6 +203,34 @@ def test_a_folder_can_be_looked_into(look: Callable[..., AppTest], studio: Studi
     found = test.run().dataframe[0].value
     assert found["epoch"].tolist() == [0, 1, 2]
     assert found["accepted"].all()
+
+
+def test_a_formula_is_offered_where_a_look_found_adam_s_second_moment(look: Callable[..., AppTest], studio: Studio) -> None:
+    model = Ranker("small")
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.rand(2, 1, 33, 40)).sum().backward()
+    optimizer.step()
+    folder = studio.place.root / "trainings" / "by_adam"
+    folder.mkdir()
+    content = {"epoch": 1, "model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
+    torch.save({**content, "args": {"loss_type": "margin", "margin": 5.0}}, folder / "model_epoch_1.pt")
+    places.clear()
+    offered = []
+    for name in ("small", "by_adam"):
+        test = look("compute", folder=f"workspace/trainings/{name}")
+        assert "precondition" not in [box.key for box in test.selectbox]
+        test.button(key="inspect").click().run()
+        studio.place.queue.wait(studio.place.jobs(limit=1)[0].id)
+        test.run()
+        offered.append("precondition" in [box.key for box in test.selectbox])
+    assert offered == [False, True]
+    test.selectbox(key="precondition").select("adam").run()
+    test.button(key="start").click().run()
+    job = studio.place.jobs(limit=1)[0]
+    studio.place.queue.wait(job.id)
+    run_id = studio.place.queue.get(job.id).run_id
+    assert studio.place.run(str(run_id)).precondition == "adam"
+    shutil.rmtree(folder)
 
 
 # ---- failed ---------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tracin_core.engine.ekfac import ekfac
 from tracin_core.engine.kernel import layer_groups, tangent_kernel, tangent_kernel_by_layer
-from tracin_core.engine.preconditioning import KroneckerFactor
+from tracin_core.engine.preconditioning import Centred, KroneckerFactor
 from tracin_core.errors import DataError, UnknownParameterError
 
 NAMES = ["classifier", "conv net", "conv1d", "linear without bias", "siamese", "lstm", "tied layers"]
@@ -42,6 +42,25 @@ def matrix_rows(rows: dict[str, Tensor], model: nn.Module, layer: str) -> Tensor
     parameters = dict(model.named_parameters())
     own = [f"{layer}.{name}" for name in ("weight", "bias") if f"{layer}.{name}" in parameters]
     return torch.cat([rows[name].reshape(len(rows[name]), len(parameters[name]), -1) for name in own], 2).flatten(1)
+
+
+@pytest.mark.parametrize("name", ["conv net", "conv1d", "embedding", "tied layers", "lstm", "partly used"])
+def test_gradients_are_measured_from_an_origin(name: str) -> None:
+    """(g_i - o) . D (g_j - o), by layer and in batches, also where a batch does not reach a layer; differences do not depend on o."""
+    case = CASES[name]
+    model, left, right = model_of(case), samples_of(case, 5), samples_of(case, 3, seed=4)
+    torch.manual_seed(3)
+    scales = {name: torch.rand_like(parameter) + 0.5 for name, parameter in model.named_parameters()}
+    origins = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
+    rows, columns = autograd_rows(model, left, 5), autograd_rows(model, right, 3)
+    here, there = ({name: each[name] - origins[name].flatten() for name in each} for each in (rows, columns))
+    weighted = {name: values * scales[name].flatten() for name, values in there.items()}
+    centred = {name: Centred(scales[name], origins[name]) for name in rows}
+    for batch in (1, 2, 5):
+        kernel = tangent_kernel(model, left, right, precondition=centred, batch_size=batch)
+        torch.testing.assert_close(kernel, joined(here) @ joined(weighted).T, **FLOAT64)
+    plain = tangent_kernel(model, left, right, precondition={name: scales[name] for name in rows})
+    torch.testing.assert_close(kernel.diff(dim=0).diff(dim=1), plain.diff(dim=0).diff(dim=1), rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import psutil
 
@@ -21,7 +21,24 @@ from tracin_core.records.datasets import load_inputs
 from tracin_core.records.plugins import plugin_digest
 from tracin_core.records.store import BlockKey, BlockStore
 
+ORIGIN_SAMPLES: Final = 15  # that say what score gradients have in common; part of what a block's `origin` means
+
 Layers = dict[str, tuple[str, ...]]  # names of parameters by layer group
+
+
+@dataclass(frozen=True)
+class Preconditioning:
+    """By what the gradients of a checkpoint are divided: see `engine/adam.py`.
+
+    Args:
+        form: adam or adam_full.
+        second_moment: digest of the kept copy.
+        origin: digest of the chunk whose first samples gradients are measured from, for scores that are compared in pairs; else None.
+    """
+
+    form: Literal["adam", "adam_full"]
+    second_moment: str
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,7 @@ class BlockSpec:
         checkpoint: digest of the canonical weights.
         cotangent: whose gradients the products are of; `label_logit` reads the chunks' labels.
         plugin: digest of the file that the model is built by, where it is a plugin's.
+        precondition: None for plain gradients.
     """
 
     root: str
@@ -45,6 +63,7 @@ class BlockSpec:
     layers: Layers
     cotangent: Cotangent = "score"
     plugin: str | None = None
+    precondition: Preconditioning | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +129,7 @@ def compute(spec: BlockSpec) -> Any:
     if spec.key.right is None:
         values = model_outputs(model, left, batch_size=spec.engine.batch_size).reshape(spec.key.shape)
         return values.detach().cpu().numpy()
+    settings["precondition"] = loaded_precondition(spec.root, folder, spec.precondition, model, device)
     right, right_labels = (None, None) if spec.key.right == spec.key.left else chunk_tensors(folder, spec.key.right, device)
     if spec.cotangent == "label_logit":
         values = logit_kernel_by_layer(model, left, left_labels, right, right_labels, **settings)
@@ -139,6 +159,16 @@ def loaded_model(root: str, checkpoint: str, section: str, plugin: str | None, d
     model = build_model(form, plugins)
     load_weights(model, Path(root) / "checkpoints", checkpoint)
     return model.to(device).eval()
+
+
+def loaded_precondition(root: str, folder: str, chosen: Preconditioning | None, model: Any, device: str) -> Any:
+    """1 / D by the name of its parameter, as the engine takes it; None for plain gradients."""
+    from tracin_core.engine.adam import load_precondition
+
+    if chosen is None:
+        return None
+    origin = None if chosen.origin is None else chunk_tensors(folder, chosen.origin, device)[0][:ORIGIN_SAMPLES]
+    return load_precondition(model, Path(root) / "checkpoints", chosen.second_moment, chosen.form, origin)
 
 
 @lru_cache(maxsize=4)

@@ -356,7 +356,8 @@ class CheckpointSection(Section):
 class EngineSection(Section):
     """How the kernels are computed, and where.
 
-    How: each of `batch_size`, `threads`, `device` and `kernel_budget` can change the last bits of a result and is part of every cache key.
+    How: each of `batch_size`, `threads`, `device` and `kernel_budget` can change the last bits of a result and is part of every cache key;
+    `precondition` changes what is computed, and is part of it where it is not "none".
     Where (`WHERE`): the same bytes come from this machine and from a cluster, so none of these is part of any key or run id.
     """
 
@@ -369,6 +370,10 @@ class EngineSection(Section):
         default=None,
         ge=1,
         description="bytes of one checkpoint's kernels above which layers are kept as `rest` and `last`; None: 256 MiB",
+    )
+    precondition: Literal["none", "adam", "adam_full"] = Field(
+        default="none",
+        description="gradients divided by Adam's frozen denominator: by row and column means, or in full; none: plain gradients, as of SGD",
     )
     executor: Literal["local", "dask"] = Field(
         default="local", description="local: this machine; dask: the workers of a Dask cluster"
@@ -527,7 +532,8 @@ class Recipe(Section):
         """SHA-256 of everything but the name and where it is computed: equal digests ask for the same computation."""
         settings = self.to_dict()
         settings.pop("name")
-        settings["engine"] = {name: value for name, value in settings["engine"].items() if name not in EngineSection.WHERE}
+        idle = EngineSection.WHERE if self.engine.precondition != "none" else {*EngineSection.WHERE, "precondition"}
+        settings["engine"] = {name: value for name, value in settings["engine"].items() if name not in idle}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

@@ -16,6 +16,7 @@ from tracin_core.recipe import MODEL_FORMS, Recipe
 from tracin_core.records.jobs import Job
 
 SHOWN_JOBS: Final = 8
+PRECONDITIONS: Final = ("none", "adam", "adam_full")
 RECIPE: Final = "analysis.toml"  # beside the checkpoints of this product's own training
 FILE_COLUMNS: Final = (
     "file",
@@ -64,9 +65,15 @@ def inspection(checkpoints: Checkpoints) -> None:
         model = MODEL_FORMS.validate_python(checkpoints.model)
         session.workspace().start_inspection(checkpoints.folder, checkpoints.prefix, model)
         st.rerun()
+    files = files_seen(checkpoints)
+    if files:
+        files_found(pd.DataFrame(files))
+
+
+def files_seen(checkpoints: Checkpoints) -> list[dict[str, Any]]:
+    """The files as the newest look found them; none before the first look."""
     looks = [job for job in session.workspace().jobs(limit=50) if job.kind == "inspection" and job.request == checkpoints.request]
-    if looks and looks[0].result:
-        files_found(pd.DataFrame(looks[0].result["files"]))
+    return list(looks[0].result["files"]) if looks and looks[0].result else []
 
 
 def files_found(files: pd.DataFrame) -> None:
@@ -89,6 +96,7 @@ def start(checkpoints: Checkpoints, data: choosing.Data, task: dict[str, Any]) -
     told = [checkpoints.folder.name, *(f"{name} {value}" for name, value in task.items() if value and name in ("loss", "margin"))]
     name = st.text_input(t("compute.name"), " ".join(told), width=300, key=f"name.{told}")  # the default follows what was chosen
     split = choosing.choose_split(data)
+    precondition = choose_precondition(checkpoints)
     if not st.button(t("compute.go"), type="primary", icon=":material/play_arrow:", key="start"):
         return
     settings = {
@@ -98,8 +106,24 @@ def start(checkpoints: Checkpoints, data: choosing.Data, task: dict[str, Any]) -
         "split": split,
         "task": task,
         "checkpoints": {"folder": checkpoints.folder, "prefix": checkpoints.prefix},
+        "engine": {"precondition": precondition},
     }
     begin(Recipe.from_dict(settings))
+
+
+def choose_precondition(checkpoints: Checkpoints) -> str:
+    """By which formula; a choice only where a look found Adam's second moment in every checkpoint after epoch 0."""
+    files = [file for file in files_seen(checkpoints) if file["accepted"] and file["epoch"]]
+    if not files or not all(file.get("second_moment") for file in files):
+        return "none"
+    return st.selectbox(
+        t("compute.precondition"),
+        PRECONDITIONS,
+        format_func=lambda form: t(f"compute.precondition.{form}"),
+        help=t("compute.precondition.help"),
+        width=420,
+        key="precondition",
+    )
 
 
 def begin(recipe: Recipe) -> None:

@@ -110,6 +110,8 @@ def page(title: str, **values: Any) -> Iterator[None]:
                 color="orange",
                 help=t("run.sgd_formula.help"),
             )
+        if run is not None and run.precondition != "none":
+            st.badge(t("run.adam_formula"), icon=":material/info:", color="blue", help=t(f"run.{run.precondition}.help"))
         if run is not None and run.kind == "scores":
             st.badge(t("run.imported"), icon=":material/file_open:", color="violet", help=t("run.imported.help"))
         if run is not None:

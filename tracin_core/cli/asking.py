@@ -122,6 +122,10 @@ class Analysis:
     ] = None
     num_workers: WorkersOption = None
     device: DeviceOption = None
+    precondition: Annotated[
+        Literal["none", "adam", "adam_full"] | None,
+        typer.Option(help="Of checkpoints by Adam: divide gradients by its denominator; default: none.", show_default=False),
+    ] = None
     recipe: Annotated[Path | None, typer.Option(help="analysis.toml, instead of all of the above.", show_default=False)] = None
 
     def options(self) -> dict[str, Any]:
@@ -300,7 +304,7 @@ def recipe_at(asked: Analysis, frequency: str, folder: Path, device: str | None)
             "data": {"root": asked.data_root, "material": asked.material, "frequency": frequency},
             "task": given(task),
             "checkpoints": given({"folder": folder, "prefix": asked.checkpoint_prefix}),
-            "engine": given({"batch_size": asked.batch_size, "device": device}),
+            "engine": given({"batch_size": asked.batch_size, "device": device, "precondition": asked.precondition}),
         }
     )
 

@@ -27,7 +27,18 @@ import torch
 from torch import nn
 
 from tracin_core.data.files import write_whole
-from tracin_core.engine.intake import bytes_of, comes_from, facts_of, load_checked, plain_text, read_once, refusal, unsafe
+from tracin_core.engine.intake import (
+    bytes_of,
+    comes_from,
+    facts_of,
+    load_checked,
+    plain_text,
+    printable,
+    read_once,
+    refusal,
+    unsafe,
+)
+from tracin_core.engine.second_moments import Unfit, is_of_adam, second_moment
 from tracin_core.errors import (
     CheckpointError,
     CheckpointMismatchError,
@@ -52,6 +63,7 @@ CODES: Final = {
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 
+OF_ADAM: Final = frozenset({"second_moment", "no_second_moment"})  # said of checkpoints by Adam only
 FLOATS: Final = ("F64", "F32", "F16", "BF16")
 
 KINDS: Final[dict[str, type[CheckpointError]]] = {
@@ -66,6 +78,8 @@ class Checkpoint:
     `epoch` is the one that the file records, else the number at the end of its name; `recorded_epoch` only the former.
     `descent` holds momentum, dampening, weight_decay and nesterov as far as the optimiser's state records them.
     `stored_as` are the number formats of its weights in the file; 16-bit weights are kept as float32.
+    `second_moment` names the copy of Adam's second moment (`second_moments.py`); of a file by Adam that gives none,
+    `no_second_moment` says why.
     """
 
     epoch: int
@@ -83,10 +97,12 @@ class Checkpoint:
     recorded_epoch: int | None
     stored_as: str
     arguments: dict[str, Any]
+    second_moment: str | None = None
+    no_second_moment: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` gives back an equal checkpoint."""
-        return asdict(self)
+        """Plain values for JSON, without a second moment that nothing is said of; `from_dict` gives back an equal checkpoint."""
+        return {name: value for name, value in asdict(self).items() if name not in OF_ADAM or value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -96,7 +112,7 @@ class Checkpoint:
             CheckpointError: a value is missing or unknown.
         """
         names = {field.name for field in fields(cls)}
-        wrong = sorted(names ^ set(values))
+        wrong = sorted((names ^ set(values)) - OF_ADAM)
         if wrong:
             told = "is missing" if wrong[0] in names else "is unknown"
             raise CheckpointError(f"A stored checkpoint's '{wrong[0]}' {told}; take the checkpoint folder in again.")
@@ -184,6 +200,12 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_whole(store: Path, digest: str) -> bool:
+    """The store holds the copy of this name, byte for byte."""
+    path = store / f"{digest}.safetensors"
+    return re.fullmatch("[0-9a-f]{64}", digest) is not None and path.is_file() and file_digest(path) == digest
+
+
 def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -227,6 +249,8 @@ class Demands(NamedTuple):
     counters: list[str]
     tied: list[list[str]]
     parameters: int
+    shapes: dict[str, list[int]]
+    frozen: list[str]
 
 
 def demands(model: nn.Module) -> Demands:
@@ -237,6 +261,8 @@ def demands(model: nn.Module) -> Demands:
         counters=[name for name in state if is_counter(name)],
         tied=tied(state),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        shapes={name: list(parameter.shape) for name, parameter in model.named_parameters()},
+        frozen=[name for name, parameter in model.named_parameters() if not parameter.requires_grad],
     )
 
 
@@ -333,8 +359,8 @@ def outcome_of(name: str, store: Path | None, answer: Mapping[str, Any]) -> Chec
     checkpoint = Checkpoint.from_dict(answer["accepted"])
     if store is None:
         return checkpoint
-    copy = store / f"{checkpoint.digest}.safetensors"
-    if not re.fullmatch("[0-9a-f]{64}", checkpoint.digest) or not copy.is_file() or file_digest(copy) != checkpoint.digest:
+    digests = [checkpoint.digest, *([] if checkpoint.second_moment is None else [checkpoint.second_moment])]
+    if not all(is_whole(store, digest) for digest in digests):
         return refusal(CheckpointError, name, "its copy in the workspace is not what was checked", "take the folder in again")
     return checkpoint
 
@@ -358,13 +384,23 @@ def take_in(path: Path, request: Request) -> dict[str, Any]:
     facts = facts_of(path.name, content)
     found, fits = weights_of(path.name, content, request)
     asked = request.models[fits[0]]
-    del content  # optimiser states are as large as the weights
     stored_as = ", ".join(
         sorted({str(value.dtype).removeprefix("torch.") for value in found.values() if value.is_floating_point()})
     )
-    digest = keep(canonical(path.name, found, asked, records), None if request.store is None else Path(request.store))
+    store = None if request.store is None else Path(request.store)
+    digest = keep(canonical(path.name, found, asked, records), store)
     recorded = {"digest": digest, "source": plain_text(path.name), "parameters": asked.parameters, "stored_as": stored_as}
-    return {"accepted": {**facts, **recorded}, "fits": fits}
+    return {"accepted": {**facts, **recorded, **told_of_adam(content, asked, records, store)}, "fits": fits}
+
+
+def told_of_adam(content: dict[Any, Any], asked: Demands, records: frozenset[str] | None, store: Path | None) -> dict[str, str]:
+    """Where the file is of a training by Adam: the name of its second moment, or why there is none. The weights are good either way."""
+    if not is_of_adam(content):
+        return {}
+    try:
+        return {"second_moment": keep(second_moment(content, asked.shapes, asked.frozen, records), store)}
+    except Unfit as reason:
+        return {"no_second_moment": plain_text(printable(str(reason)))}
 
 
 def weights_of(name: str, content: dict[Any, Any], request: Request) -> tuple[dict[str, torch.Tensor], list[str]]:

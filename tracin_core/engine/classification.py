@@ -15,6 +15,7 @@ from tracin_core.engine.gradients import Gradients
 from tracin_core.engine.kernel import model_outputs, selected, tangent_kernel, tangent_kernel_by_layer
 from tracin_core.engine.layers import Factor, cheaper_path
 from tracin_core.engine.memory import enough_memory
+from tracin_core.engine.preconditioning import Precondition
 from tracin_core.errors import DataError, NonFiniteError, OutputShapeError
 
 
@@ -54,6 +55,7 @@ def logit_kernel(
     right_labels: Tensor | None = None,
     *,
     parameters: Sequence[str] | None = None,
+    precondition: Precondition | None = None,
     batch_size: int = 32,
     memory_budget: int | None = None,
 ) -> Tensor:
@@ -70,6 +72,7 @@ def logit_kernel(
         left_cotangent=ours,
         right_cotangent=theirs,
         parameters=parameters,
+        precondition=precondition,
         batch_size=batch_size,
         memory_budget=memory_budget,
     )
@@ -83,10 +86,11 @@ def logit_kernel_by_layer(
     right_labels: Tensor | None = None,
     *,
     groups: Mapping[str, Sequence[str]] | None = None,
+    precondition: Precondition | None = None,
     batch_size: int = 32,
     memory_budget: int | None = None,
 ) -> Tensor:
-    """`[L, n, m]`: the summands of `logit_kernel`, one per layer group. Groups as `tangent_kernel_by_layer`."""
+    """`[L, n, m]`: the summands of `logit_kernel`, one per layer group. Groups and `precondition` as `tangent_kernel_by_layer`."""
     ours, theirs = logit_cotangents(model, left, left_labels, right, right_labels, batch_size)
     return tangent_kernel_by_layer(
         model,
@@ -95,6 +99,7 @@ def logit_kernel_by_layer(
         left_cotangent=ours,
         right_cotangent=theirs,
         groups=groups,
+        precondition=precondition,
         batch_size=batch_size,
         memory_budget=memory_budget,
     )
@@ -124,13 +129,15 @@ def output_kernel_by_layer(
     right: Samples | None = None,
     *,
     groups: Mapping[str, Sequence[str]] | None = None,
+    precondition: Precondition | None = None,
     batch_size: int = 32,
     memory_budget: int | None = None,
 ) -> Tensor:
     """`[L, n k, m k]`: products of the gradients of every one of the k outputs; output a of sample i stands at i k + a.
 
     Nothing of a loss or a label is fixed in it: any cotangents c, d of two samples give c^T K d of their block. It costs k times the
-    passes and k^2 times the numbers of `logit_kernel`. Groups as `tangent_kernel_by_layer`.
+    passes and k^2 times the numbers of `logit_kernel`. Groups and `precondition` as
+    `tangent_kernel_by_layer`.
 
     Raises:
         OutputShapeError: not one axis of outputs per sample.
@@ -155,6 +162,7 @@ def output_kernel_by_layer(
         left_cotangent=our_cotangent,
         right_cotangent=their_cotangent,
         groups=groups,
+        precondition=precondition,
         batch_size=batch_size,
         memory_budget=memory_budget,
     )

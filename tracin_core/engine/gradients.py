@@ -170,7 +170,7 @@ class Gradients:
             factors |= self._by_rules(side, rows)
         if self.functional:
             factors |= self._by_autograd(side, rows)
-        return self.preconditioner.applied(factors) if self.preconditioner else factors
+        return self.preconditioner.applied(factors, rows.stop - rows.start) if self.preconditioner else factors
 
     def batch_bytes(self, side: Side, rows: slice) -> int:
         """What these samples' passes keep until their gradients are taken: activations, and the factors made from them."""

@@ -40,8 +40,8 @@ def tangent_kernel(
         left_cotangent: `[n, *outputs]`; None if the model gives one number per sample.
         right_cotangent: `[m, *outputs]`.
         parameters: names or prefixes of names; None for every trainable parameter. Frozen parameters are left out.
-        precondition: D in g_i . (D g_j): a diagonal by the name of its parameter and in its shape, or a KroneckerFactor by the path of
-            its layer; what has none is taken as it is.
+        precondition: D in g_i . (D g_j): a diagonal (or Centred) by the name of its parameter and in its shape, or a KroneckerFactor by
+            the path of its layer; what has none is taken as it is.
         batch_size: samples per backward pass; it may change the last bits of the result. An accelerator wants some hundreds.
         memory_budget: bytes of gradients kept at once; None for a quarter of the free memory. It never changes a bit.
 

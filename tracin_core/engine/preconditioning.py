@@ -36,7 +36,23 @@ class KroneckerFactor:
         return (self.outputs.T @ gradients @ self.inputs) * self.scales.sqrt()
 
 
-Precondition = Mapping[str, Tensor | KroneckerFactor]
+@dataclass(frozen=True)
+class Centred:
+    """A diagonal D of gradients less a fixed one: (g_i - o) . D (g_j - o).
+
+    Where only differences of gradients matter, as for pairs, o cancels: <g_i - g_j, D (g_p - g_q)> is the same for every o. But what is
+    alike in all gradients, and large under D, does not bury the differences in single precision.
+
+    Attributes:
+        scales: the diagonal, in the parameter's shape.
+        origin: o, in the parameter's shape.
+    """
+
+    scales: Tensor
+    origin: Tensor
+
+
+Precondition = Mapping[str, Tensor | KroneckerFactor | Centred]
 
 
 @dataclass
@@ -44,7 +60,7 @@ class Preconditioner:
     """A `precondition` that fits the model.
 
     Attributes:
-        given: a diagonal by the name of its parameter, or a KroneckerFactor by the path of its layer.
+        given: a diagonal (or Centred) by the name of its parameter, or a KroneckerFactor by the path of its layer.
         parameters: all of the model.
         names: those whose gradients are taken.
     """
@@ -54,16 +70,20 @@ class Preconditioner:
     names: tuple[str, ...]
     diagonals: dict[str, Tensor] = field(default_factory=dict, init=False)
     kroneckers: dict[str, KroneckerFactor] = field(default_factory=dict, init=False)
+    origins: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for name, factor in self.given.items():
             if isinstance(factor, KroneckerFactor):
                 self.kroneckers[name] = self._fitting(name, factor)
-            else:
-                self.diagonals[name] = positive(name, factor, self.parameters.get(name))
+                continue
+            scales = factor.scales if isinstance(factor, Centred) else factor
+            self.diagonals[name] = positive(name, scales, self.parameters.get(name))
+            if isinstance(factor, Centred):
+                self.origins[name] = factor.origin.to(self.diagonals[name]).reshape(self.diagonals[name].shape)
 
-    def applied(self, factors: dict[str, Factor]) -> dict[str, Factor]:
-        """The gradients D^(1/2) g; those of a layer's bias are part of its weight's."""
+    def applied(self, factors: dict[str, Factor], count: int) -> dict[str, Factor]:
+        """The gradients D^(1/2) g of so many samples; those of a layer's bias are part of its weight's."""
         changed = dict(factors)
         for layer, kronecker in self.kroneckers.items():
             weight = changed.pop(f"{layer}.weight", None)
@@ -72,8 +92,12 @@ class Preconditioner:
                 continue  # no sample of this batch reaches the layer
             columns = [weight.matrices(), *([] if bias is None else [bias.matrices()])]
             changed[f"{layer}.weight"] = Formed(kronecker.root(torch.cat(columns, 2)))
+        for name in self.origins.keys() & set(self.names) - changed.keys():  # which no sample of this batch reaches
+            changed[name] = Formed(self.diagonals[name].new_zeros(count, *self.diagonals[name].shape))
         for name in self.diagonals.keys() & changed.keys():
             gradients = changed[name].matrices()
+            if name in self.origins:
+                gradients = gradients - self.origins[name].reshape(gradients.shape[1:])
             changed[name] = Formed(gradients * self.diagonals[name].sqrt().reshape(gradients.shape[1:]))
         return changed
 

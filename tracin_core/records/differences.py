@@ -40,7 +40,7 @@ def differ_only_in_seed(one: Run, other: Run) -> bool:
     )
 
 
-NAMES: Final = ("data", "split", "model", "task", "loss", "epochs", "learning_rates", "optimizer", "layers")
+NAMES: Final = ("data", "split", "model", "task", "loss", "epochs", "learning_rates", "optimizer", "precondition", "layers")
 
 
 def _facts(run: Run) -> tuple[Any, ...]:
@@ -56,6 +56,7 @@ def _facts(run: Run) -> tuple[Any, ...]:
         [int(point["epoch"]) for point in points],
         [(point.get("learning_rate"), point.get("rate_sum")) for point in points],
         [(point.get("optimizer"), point.get("descent")) for point in points],
+        run.precondition,
         list(run.layers),
     )
 

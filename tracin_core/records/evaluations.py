@@ -194,7 +194,7 @@ def settings_of(run: Run) -> tuple[dict[str, Any], list[str]]:
     recorded: dict[str, Any] = {**run.training_arguments, **{name: known[name] for name in FOLLOWED if name in known}}
     if descent.momentum is not None:
         recorded.setdefault("momentum", descent.momentum)
-    if run.other_optimizer is not None:
+    if run.trained_by_other is not None:
         recorded = {name: value for name, value in recorded.items() if name not in ("learning_rate", "momentum")}
     batch = "batch_pairs" if run.task == "ranking" else "batch_size"
     settings: dict[str, Any] = {
@@ -208,7 +208,7 @@ def settings_of(run: Run) -> tuple[dict[str, Any], list[str]]:
     settings |= {name: getattr(run.loss, name) for name in of_loss if hasattr(run.loss, name)}
     settings["loss"] = run.loss.name
     assumed = [name for name in ("learning_rate", "schedule", "momentum", batch) if name not in settings]
-    assumed += [f"optimizer ({run.other_optimizer})"] if run.other_optimizer else []
+    assumed += [f"optimizer ({run.trained_by_other})"] if run.trained_by_other else []
     assumed += [f"weight decay ({descent.weight_decay:g})"] if descent.weight_decay else []
     return settings, [*assumed, *(["Nesterov's momentum"] if descent.nesterov else [])]
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,13 @@ from tracin_core.scores.weights import CheckpointWeights, Weights, checkpoint_we
 
 PairUniverse = Literal["all", "drawn"] | Sequence[tuple[str, str]]
 TEXTS = ("id", "label_name", "material", "frequency", "path", "split", "digest")  # columns of samples that may look like numbers
+ADAM_FORMULA: Final = {
+    form: (
+        f"The scores divide gradients by Adam's denominator sqrt(v) + eps as it was at each checkpoint ({kept}); its momentum, its weight "
+        f"decay and how the denominator itself moves are not part of them."
+    )
+    for form, kept in (("adam", "row and column means of each matrix"), ("adam_full", "entry by entry"))
+}
 
 
 @dataclass(frozen=True)
@@ -318,7 +325,9 @@ class Run:
             {"name": "dead_tests", "passed": not dead.any(), "value": float(dead.sum()), "detail": told},
             self.above_chance.told(),
         ]
-        if self.other_optimizer is not None:
+        if self.precondition != "none":
+            own.append({"name": "adam_formula", "passed": True, "value": 0.0, "detail": ADAM_FORMULA[self.precondition]})
+        elif self.other_optimizer is not None:
             told = (
                 f"The checkpoints are of a training by {self.other_optimizer}, which scales each parameter's step by its own history; the "
                 f"scores are inner products of plain gradients, as steps of SGD would make them."
@@ -332,8 +341,18 @@ class Run:
         return checks.rename(columns={"name": "check"})
 
     @property
+    def precondition(self) -> str:
+        """What the gradients were divided by: "none", "adam" or "adam_full", as the recipe's [engine] says."""
+        return str(self.manifest.recipe.get("engine", {}).get("precondition", "none"))
+
+    @property
     def other_optimizer(self) -> str | None:
-        """What trained the checkpoints, where that is known and not SGD, whose steps the formula of TracIn is about; else None."""
+        """What trained the checkpoints, where the scores are by the formula of SGD nevertheless; else None."""
+        return self.trained_by_other if self.precondition == "none" else None
+
+    @property
+    def trained_by_other(self) -> str | None:
+        """What trained the checkpoints, where that is known and not SGD; else None."""
         known = self.checkpoints["optimizer"].dropna().tolist() if "optimizer" in self.checkpoints else []
         return next((str(name) for name in known if name != "SGD"), None)
 
@@ -590,7 +609,8 @@ class Run:
         Raises:
             ViewError, NotFoundError, UnknownSampleError: as `view`; or a damping that is not above 0.
         """
-        last = self.view(**{**settings, "layers": [self.layers[-1]]}) if len(self.layers) > 1 else None
+        plain = self.precondition == "none"  # representer points read features off the last layer's products
+        last = self.view(**{**settings, "layers": [self.layers[-1]]}) if len(self.layers) > 1 and plain else None
         view = self.view(**settings)
         return Methods(view, self.training, curvature=curvature, delta=delta, ridge=ridge, last_layer=last, seed=seed)
 

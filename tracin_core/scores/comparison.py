@@ -529,7 +529,9 @@ class Methods:
             ViewError: the run keeps no last layer group, or as `representer.representer_points`.
         """
         if self._last_layer is None:
-            raise ViewError("This run keeps no kernel of the last layer apart; compute it with its layer groups.")
+            raise ViewError(
+                'This run keeps no plain kernel of the last layer apart; compute it with its layer groups and precondition = "none".'
+            )
         kernels = self._last_layer.kernels
         objective = self._objective(len(kernels.train_train) - 1)
         copies = self.view.train.multiplicity

@@ -11,7 +11,7 @@ from tracin_core.records.checkpoint_files import list_checkpoints
 from tracin_core.records.progress import BEAT_SECONDS, Progress, SteppedBack
 from tracin_core.records.store import digest_of
 from tracin_core.worker.checkpoints import inspect_files, require_ascending
-from tracin_core.worker.computing import compute_run, plugin_of
+from tracin_core.worker.computing import compute_run, plugin_of, with_second_moments
 
 SETTLE_SECONDS: Final = 2.0  # a file that did not change for so long may be whole
 
@@ -98,13 +98,17 @@ def run_so_far(progress: Progress, recipe: Recipe, dataset: Dataset, taken: list
     """There is a run of these checkpoints, which takes the place of the one before; none before the first step of training."""
     asked = recipe.checkpoints.epochs
     chosen = [checkpoint for checkpoint in taken if asked is None or checkpoint["epoch"] in asked]
-    epochs = tuple(int(checkpoint["epoch"]) for checkpoint in chosen)
-    if not any(epochs):
+    if not any(checkpoint["epoch"] for checkpoint in chosen):
         return
+    chosen = with_second_moments(progress, recipe, chosen)
+    epochs = tuple(int(checkpoint["epoch"]) for checkpoint in chosen)
     place = progress.workspace
     require_ascending(chosen)
     data = dataset[0].to_csv(index=False)  # ids, targets, sides and digests of the inputs
-    weights = [[checkpoint["epoch"], checkpoint["digest"]] for checkpoint in chosen]
+    divided = recipe.engine.precondition != "none"
+    weights = [
+        [checkpoint["epoch"], checkpoint["digest"], *([checkpoint["second_moment"]] if divided else [])] for checkpoint in chosen
+    ]
     run_id = digest_of([recipe.digest(), weights, data, plugin_of(progress.workspace, recipe)])[:12]
     part = recipe.model_copy(
         update={

@@ -90,15 +90,20 @@ def identity_of(path: Path, section: ModelSection, plugins: Path) -> str:
 
 
 def known_checkpoint(note: Path) -> dict[str, Any] | None:
-    """What was found in the file when it was taken in; None if nothing was noted, or its weights are not whole any more."""
-    from tracin_core.engine.checkpoints import Checkpoint, file_digest
+    """What was found in the file when it was taken in; None if nothing was noted, or what was kept of it is not whole any more.
+
+    None as well where the note is from before second moments were read, and the file is by Adam.
+    """
+    from tracin_core.engine.checkpoints import Checkpoint, is_whole
 
     try:
         checkpoint = Checkpoint.from_dict(read_json(note))
-        whole = file_digest(note.parents[1] / f"{checkpoint.digest}.safetensors") == checkpoint.digest
+        digests = [checkpoint.digest, *([checkpoint.second_moment] if checkpoint.second_moment else [])]
+        whole = all(is_whole(note.parents[1], digest) for digest in digests)
     except (OSError, ValueError, TypeError, AttributeError, CheckpointError):
         return None
-    return checkpoint.to_dict() if whole else None
+    unread = checkpoint.optimizer == "Adam" and checkpoint.second_moment is None and checkpoint.no_second_moment is None
+    return checkpoint.to_dict() if whole and not unread else None
 
 
 def model_of(workspace: Workspace, section: ModelSection) -> Any:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from tracin_core.data.readers import Inputs
 from tracin_core.data.samples import require_labels
-from tracin_core.errors import OutputShapeError
+from tracin_core.errors import CheckpointError, OutputShapeError
 from tracin_core.reading import MEASURED, Dataset, plugins_of, read_dataset, reader_of, truth_of
 from tracin_core.recipe import ClassificationTask, Cotangent, EngineSection, PluginModel, Recipe
 from tracin_core.records.datasets import dataset_key, load_inputs
@@ -54,6 +54,7 @@ def compute_run(
     checkpoints = checkpoints or take_in(
         progress, recipe.checkpoints.folder, recipe.checkpoints.prefix, recipe.model, epochs=recipe.checkpoints.epochs
     )
+    checkpoints = with_second_moments(progress, recipe, checkpoints)
     loss = recorded_loss(recipe.task, checkpoints)
     folder = workspace.root / "datasets" / dataset_key(recipe, plugins_of(workspace))
     largest = max((chunk for side in MEASURED for chunk in chunks[side]), key=lambda chunk: len(chunk.ids))
@@ -68,7 +69,8 @@ def compute_run(
     layers = kernel_groups(model, cells=train * (train + test) + test * test, budget=recipe.engine.kernel_budget or KERNEL_BUDGET)
     progress.say(f"kernels are kept by {len(layers)} layer groups: {', '.join(layers)}")
     preprocessing = reader_of(workspace, recipe.data).preprocessing
-    blocks = Blocks(workspace, recipe, layers, cotangent, outputs, preprocessing, plugin)
+    first = chunks["train"][0].digest
+    blocks = Blocks(workspace, recipe, layers, cotangent, outputs, preprocessing, plugin, first)
     manifest = Manifest(
         id=run_id,
         recipe=recipe.to_dict(),
@@ -87,7 +89,8 @@ def compute_run(
     )
     progress.step("health", 1)
     health = tuple(asdict(check) for check in check_model(model, probes[:8]))
-    progress.say(estimate(model, probes, recipe.engine, outputs))
+    precondition = blocks.loaded(model, checkpoints[-1], folder.name)
+    progress.say(estimate(model, probes, recipe.engine, outputs, precondition))
     compute_blocks(progress, blocks, manifest)
     Manifest(**{**manifest.__dict__, "health": health}).write(workspace.root / "runs" / run_id, samples)
     workspace.register_run(run_id, recipe, state="done")
@@ -135,14 +138,36 @@ def plugin_of(workspace: Workspace, recipe: Recipe) -> str | None:
     return plugin_digest(plugins_of(workspace), recipe.model.name) if isinstance(recipe.model, PluginModel) else None
 
 
-def estimate(model: Any, inputs: Any, engine: EngineSection, outputs: int) -> str:
+def with_second_moments(progress: Progress, recipe: Recipe, checkpoints: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The checkpoints whose gradients the recipe can have divided: all, but for an epoch 0 that it does not name, before Adam's first step.
+
+    Raises:
+        CheckpointError: the first that has no second moment, and why.
+    """
+    form, named = recipe.engine.precondition, recipe.checkpoints.epochs or ()
+    if form == "none":
+        return checkpoints
+    chosen = [one for one in checkpoints if one["epoch"] or one.get("second_moment") or 0 in named] or checkpoints
+    if len(chosen) < len(checkpoints):
+        progress.say("epoch 0 is left out: Adam had taken no step yet")
+    for checkpoint in chosen:
+        if checkpoint.get("second_moment") is None:
+            reason = checkpoint.get("no_second_moment") or "the file holds no state of Adam or AdamW"
+            raise CheckpointError(
+                f"'{checkpoint['source']}' has no second moment to divide by: {reason}; set precondition = \"none\" in the recipe's "
+                f"[engine], or leave out its epoch {checkpoint['epoch']}."
+            )
+    return chosen
+
+
+def estimate(model: Any, inputs: Any, engine: EngineSection, outputs: int, precondition: Any = None) -> str:
     """What the largest kernel block will take, in words, from the sizes that a few samples show."""
     import torch
 
     from tracin_core.engine.kernel import memory_estimate
 
     cotangent = None if outputs == 1 else torch.ones(len(inputs), outputs, device=inputs.device)
-    need = memory_estimate(model, inputs, left_cotangent=cotangent, batch_size=engine.batch_size)
+    need = memory_estimate(model, inputs, left_cotangent=cotangent, precondition=precondition, batch_size=engine.batch_size)
     return (
         f"estimate for a block of {len(inputs)} x {len(inputs)} samples: {need.total / 2**20:.0f} MiB "
         f"(gradients kept at once {need.gradients / 2**20:.0f} MiB), {need.differentiated} samples differentiated"

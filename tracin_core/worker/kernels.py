@@ -8,10 +8,10 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, Final
 
-from tracin_core.blocks import BlockFailure, BlockSpec, Layers, Receipt, run_block
+from tracin_core.blocks import BlockFailure, BlockSpec, Layers, Preconditioning, Receipt, loaded_precondition, run_block
 from tracin_core.cluster import dask_runner
 from tracin_core.errors import DiskFullError, JobFailedError, NonFiniteError, TracInError
-from tracin_core.recipe import Cotangent, EngineSection, Recipe
+from tracin_core.recipe import Cotangent, EngineSection, RankingTask, Recipe
 from tracin_core.records.progress import Progress
 from tracin_core.records.runs import Manifest
 from tracin_core.records.store import BlockKey, digest_of
@@ -34,19 +34,33 @@ class Blocks:
     outputs: int
     preprocessing: str
     plugin: str | None  # digest of the file that builds the model
+    first: str = ""  # digest of the first training chunk
+
+    def preconditioning(self, checkpoint: dict[str, Any]) -> Preconditioning | None:
+        """By what this checkpoint's gradients are divided."""
+        form = self.recipe.engine.precondition
+        if form == "none":
+            return None
+        origin = self.first if isinstance(self.recipe.task, RankingTask) else None
+        return Preconditioning(form, str(checkpoint["second_moment"]), origin)
+
+    def loaded(self, model: Any, checkpoint: dict[str, Any], dataset: str) -> Any:
+        """The same as the engine takes it."""
+        root, chosen = self.workspace.root, self.preconditioning(checkpoint)
+        return loaded_precondition(str(root), str(root / "datasets" / dataset), chosen, model, self.recipe.engine.device)
 
     def group(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Everything that one checkpoint's blocks have in common; its digest is their folder's name."""
         from tracin_core.engine import ENGINE_VERSION
 
-        engine = self.recipe.engine
+        engine, divided = self.recipe.engine, self.preconditioning(checkpoint)
         return {
             "weights": str(checkpoint["digest"]),
             "model": self.recipe.model.model_dump(mode="json"),
             "preprocessing": self.preprocessing,
             "layers": list(self.layers),
             "cotangent": None if self.cotangent == "score" else self.cotangent,
-            "precondition": None,
+            "precondition": None if divided is None else asdict(divided),
             "dtype": "float32",
             "batch_size": engine.batch_size,
             "threads": engine.threads,
@@ -68,6 +82,7 @@ class Blocks:
             layers=self.layers,
             cotangent=self.cotangent,
             plugin=self.plugin,
+            precondition=self.preconditioning(checkpoint),
         )
 
 
