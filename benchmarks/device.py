@@ -1,15 +1,16 @@
 """The engine on an accelerator: the same numbers as on the CPU, and how long they take. One line of JSON.
 
-    python benchmarks/device.py --device cuda [--batch 512] [--repeats 3] [--workspace build/benchmarks/device]
+    python benchmarks/device.py --device cuda [--batch 512] [--repeats 3]
 
 Exactness: 48 x 24 samples of each model, kernel in float32 and in float64 on the device, against the kernel in float64 on the CPU
 (largest difference, relative to the largest entry). Speed: the kernel of each model on the device, its peer `torch.func` on the same
-device in turn with it (at the fastest of three batch sizes on an H100), and the same work on this machine's CPU once, in batches of 32. A
-run: the demo's recordings (SIMULATED), trained once, analysed by the worker with `device = "cpu"` and with the accelerator; influence of
-every training pair on every validation pair, compared.
+device in turn with it (at the fastest of three batch sizes on an H100), and a sixteenth of it on this machine's CPU once, in batches of
+32. A run: the demo's recordings (SIMULATED), trained once, analysed by the worker with `device = "cpu"` and with the accelerator;
+influence of every training pair on every validation pair, compared.
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +70,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=512, help="samples that ours differentiates at once")
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of samples, for slow devices")
-    parser.add_argument("--workspace", type=Path, default=Path("build/benchmarks/device"))
     options = parser.parse_args()
     findings = {name: measured(case, options) for name, case in CASES.items()}
-    report("device", device=name_of(options.device), models=findings, demo=demo(options.workspace, options.device))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        told = demo(Path(folder), options.device)
+    report("device", device=name_of(options.device), models=findings, demo=told)
 
 
 def measured(case: Case, options: argparse.Namespace) -> dict[str, Any]:

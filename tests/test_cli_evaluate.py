@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tracin_core.records.calibrations import calibrations
 from tracin_core.records.evaluations import retrainings, settings_of
 from tracin_core.records.faithfulness import faithfulness
 from tracin_core.records.runs import Run
+from tracin_core.records.workspace import open_workspace
 
 MANUAL = Path(__file__).resolve().parents[1] / "docs" / "command-line.md"
 TRAINED = {"epochs": 2, "save_epochs": (1, 2), "learning_rate": 0.05, "batch_size": 8}
@@ -190,4 +192,7 @@ def test_every_question_at_once_is_one_document_and_is_not_asked_again(shell: Sh
     answer = shell.here("evaluate", "quick", "--run", run.id)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert {file: file.stat().st_mtime_ns for file in shell.place.root.rglob("training.json")} == trained
-    assert (shell.place.root / "exports" / run.id / "evaluation-quick.md").is_file()
+    assert (shell.place.root / "exports" / run.id / "evaluation" / "evaluation-quick.md").is_file()
+    assert shell.place.verify().damages == []
+    same = open_workspace(shutil.copytree(shell.place.root, shell.home / "same"))  # which no worker serves
+    assert same.rebuild_catalogue().damages == []

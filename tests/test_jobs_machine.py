@@ -70,7 +70,7 @@ def numbers_of(key: BlockKey) -> Any:
 
 def handler(telling: progress.Progress) -> dict[str, Any]:
     manifest = MANIFESTS[telling.job.request["run"]]
-    kernels.compute_blocks(telling, Blocks(telling.workspace, RECIPE, {"all": ("weight",)}, "score", 1, "none", None), manifest)
+    kernels.compute_blocks(telling, Blocks(telling.workspace, RECIPE, {"all": ("weight",)}, "score", 1, "none", None, ""), manifest)
     return {"run_id": manifest.id}
 
 

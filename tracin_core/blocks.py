@@ -161,6 +161,7 @@ def loaded_model(root: str, checkpoint: str, section: str, plugin: str | None, d
     return model.to(device).eval()
 
 
+@lru_cache(maxsize=1)
 def loaded_precondition(root: str, folder: str, chosen: Preconditioning | None, model: Any, device: str) -> Any:
     """1 / D by the name of its parameter, as the engine takes it; None for plain gradients."""
     from tracin_core.engine.adam import load_precondition

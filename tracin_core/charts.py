@@ -520,7 +520,10 @@ def ranked_figure(ranked: pd.DataFrame, values: str, names: str, *, x: str, reac
     """
     numbers = ranked[values].to_numpy(dtype=float)
     most = float(np.abs(numbers).max()) if reach is None else reach
-    ends = [-1.02 * most if numbers.min() < 0 else 0.0, 1.02 * most if numbers.max() > 0 else 0.0]
+    ends = [
+        -most * (1.02 if numbers.min() < 0 else 0.04),
+        most * (1.02 if numbers.max() > 0 else 0.04),
+    ]  # a little beyond 0, to name it
     signs = ["▲" if value >= 0 else "▼" for value in numbers]
     labels = [
         f"{sign} {rank}. {literal(name)}" for rank, (sign, name) in enumerate(zip(signs, ranked[names], strict=True), start=1)
@@ -550,7 +553,7 @@ def contributions_figure(terms: npt.ArrayLike, names: Sequence[str], *, x: str, 
 def lines_figure(lines: dict[str, npt.ArrayLike], names: Sequence[str], *, x: str, y: str) -> go.Figure:
     """Each line's value at each checkpoint, epochs to scale; told apart by dash and symbol as well as by colour."""
     epochs = [told.removeprefix("epoch ") for told in names]
-    steps = [int(told) if told.isdigit() else literal(told) for told in epochs]
+    steps = [int(told) if told.isdecimal() else literal(told) for told in epochs]
     axis = titled(x) if all(isinstance(step, int) for step in steps) else by_checkpoint(x, epochs)
     traces = [
         {

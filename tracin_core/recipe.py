@@ -517,8 +517,11 @@ class Recipe(Section):
         return cls.from_dict(settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, without the settings left open."""
-        return self.model_dump(mode="json", exclude_none=True)
+        """Plain values, without the settings left open; and without `precondition` where there is none, which older digests do not know."""
+        told = self.model_dump(mode="json", exclude_none=True)
+        if self.engine.precondition == "none":
+            del told["engine"]["precondition"]
+        return told
 
     def to_toml(self) -> str:
         """The text of `analysis.toml`; `from_toml` gives back an equal recipe."""

@@ -122,7 +122,7 @@ def trained(
         model=run.recipe.model,
         task=run.recipe.task,
         plugins=plugins,
-        flip_pairs=planted.flips,
+        flip_pairs=planted.flips - set(without),
         exclude_samples=samples,
         exclude_pairs=frozenset(without) - samples,
         keep=keep,
@@ -140,7 +140,7 @@ def arms(methods: Any, planted: Planted, case: Case, seed: int) -> Arms:
     for score in (*HARM, *SUSPECT):
         order = np.argsort(-np.asarray(ask[score]()), kind="stable")
         lists[score] = [[entries[row] for row in order[:count]]]
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng([seed, 1])  # `plant` draws from the seed itself: the same draw would be the planted errors
     lists["random"] = [[entries[row] for row in draw.choice(len(entries), count, replace=False)] for _ in range(DRAWS)]
     wrong = planted.wrong
     lists["oracle"] = [
@@ -201,6 +201,7 @@ def main() -> None:
             kept.append({"case": name, **asdict(case), "seconds": seconds, "accuracy": rows, "summary": list(summary(table))})
     versions = {"python": platform.python_version(), **{it: version(it) for it in ("torch", "numpy")}}
     asked = f"python docs/studies/removal.py --seeds {options.seeds} --trainings {options.trainings} --digits {options.digits}"
+    asked += "".join(f" --only {name}" for name in options.only or [])
     head = [
         "# Does leaving out what a score lists help?",
         "",

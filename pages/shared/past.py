@@ -67,7 +67,7 @@ def setting_value(name: str, value: object) -> str:
     told = {"pair_mode": "mode", "rule": "rule", "score": "suspect"}.get(name)
     if told and has(f"{told}.{value}"):
         return t(f"{told}.{value}")
-    return f"{value:g}" if isinstance(value, float) else "–" if value is None else str(value)
+    return f"{value:.10g}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
 def scores_in_words(past: PastList) -> str:

@@ -202,7 +202,7 @@ def one(saved: SavedView, page_link: Callable[..., None], *, is_here: bool) -> N
 
 def _edit(view_id: str) -> None:
     title, note = (st.session_state[f"edit.{part}.{view_id}"] for part in ("title", "note"))
-    _change("edit", view_id, title=title, note=note, who=access.person() or st.session_state.get("_who", ""))
+    _change("edit", view_id, title=title, note=note, who=access.person() or access.usual_name())
 
 
 def _change(what: str, view_id: str, **told: Any) -> None:

@@ -86,7 +86,7 @@ def job_title(job: Job) -> str:
     if job.kind == "retraining":
         return t("job.title.list", name=name, n=asked["entries"], action=t(f"verify.action.{asked.get('action', 'exclude')}"))
     if job.kind == "faithfulness":
-        return t("job.title.subsets", name=name, n=asked["subsets"])
+        return t(f"job.title.{asked.get('drawn', 'halves')}", name=name, n=asked["subsets"])
     if job.kind == "calibration":
         task = asked["recipe"]["task"]["kind"]
         return t(

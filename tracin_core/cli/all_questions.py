@@ -23,9 +23,7 @@ ListOption = Annotated[
     Path | None,
     typer.Option(help="The list to judge; default: what the harm rule lists at the suggested threshold.", show_default=False),
 ]
-OutputOption = Annotated[
-    Path | None, typer.Option(help="Where to write; default: exports/<run> of the workspace.", show_default=False)
-]
+OutputOption = Annotated[Path | None, typer.Option(help="Where to write; default: exports/<run>/evaluation.", show_default=False)]
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,8 @@ def ask_all(name: str, run: str | None, exclusions_file: Path | None, output: Pa
     place, plan = opened(workspace), PLANS[name]
     chosen = the_run(place, run)
     say(f"{plan.trainings} and more trainings of run {chosen.id}: {chosen.name}{simulated_mark(chosen.simulated)}")
-    parts = [calibrated(place, chosen, plan), foretold(place, chosen, plan), retrained(place, chosen, plan, exclusions_file)]
+    judged = retrained(place, chosen, plan, exclusions_file)  # first: a list that cannot be judged is refused before hours of work
+    parts = [calibrated(place, chosen, plan), foretold(place, chosen, plan), judged]
     document = {
         "asked": name,
         "plan": asdict(plan),
@@ -100,7 +99,7 @@ def ask_all(name: str, run: str | None, exclusions_file: Path | None, output: Pa
         "cpu_seconds": sum(part["cpu_seconds"] for part in parts),
         "parts": parts,
     }
-    folder = output or place.root / "exports" / chosen.id
+    folder = output or place.root / "exports" / chosen.id / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"evaluation-{name}.json", plain(document))
     write_text(folder / f"evaluation-{name}.md", in_markdown(document))
@@ -183,7 +182,7 @@ def interval(value: float, low: float, high: float) -> str:
 def part(
     question: str, job: "Job", rows: Sequence[dict[str, Any]], verdict: str, content: dict[str, Any], seeds: list[int]
 ) -> dict[str, Any]:
-    """A question with its answer; the seconds are those of the job that answered it first."""
+    """A question with its answer; the seconds are those of the job, since it was last taken up."""
     say(f"{question} {verdict}.")
     taken = float((job.result or {}).get("cpu_seconds", 0.0))
     return {"question": question, "verdict": verdict, "rows": list(rows), "seeds": seeds, "cpu_seconds": taken, "content": content}

@@ -190,7 +190,8 @@ def calibration_settings(run: Run) -> tuple[dict[str, Any], list[str]]:
     """`settings_of(run)`, with the setting of its loss and the epochs of its checkpoints."""
     settings, assumed = settings_of(run)
     saved = [int(epoch) for epoch in run.checkpoints["epoch"] if 0 < epoch <= settings["epochs"]]
-    return {**settings, "save_epochs": saved}, assumed
+    divided = [] if run.precondition == "none" else [f"plain gradients (this run divides its own: {run.precondition})"]
+    return {**settings, "save_epochs": saved}, [*assumed, *divided]
 
 
 def subject_of(run: Run) -> str:

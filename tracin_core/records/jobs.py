@@ -14,6 +14,7 @@ middle of a transaction and lets nobody read. One that awakens sooner goes on.
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -99,7 +100,7 @@ class JobQueue:
         self.root = root
         self._started: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
-        self._stillborn = 0
+        self._tries: list[subprocess.Popen[bytes]] = []  # workers started here since one served
         self._sign_of_life: tuple[object, ...] = ()
         self._seen_at = 0.0
         self._spare = root / "jobs" / ".spare"
@@ -264,22 +265,30 @@ class JobQueue:
                 env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
             )
         self._started_at = time.monotonic()
+        self._tries.append(self._started)
 
     def _fail_unstartable(self) -> bool:
-        """Where the workers that were started ended by themselves before they looked for work, one after the other, waiting jobs fail."""
-        ended, self._started = self._started, None
-        code = ended.poll() if ended is not None else None
-        if ended is None or code is None or code <= 0 or f":{ended.pid}:" in (self._last_worker() or ""):
-            self._stillborn = 0
+        """Workers that were started here end by themselves before they look for work: no more are; after a while the waiting jobs fail.
+
+        A while, because another process' worker may be on its way, which holds the lock once it has imported what it needs.
+        """
+        codes = [process.poll() for process in self._tries]
+        served = self._last_worker() or ""
+        if any(code is not None and code <= 0 for code in codes) or any(f":{process.pid}:" in served for process in self._tries):
+            self._tries.clear()
             return False
-        self._stillborn += 1
-        if self._stillborn < START_TRIES:
+        if sum(code is not None for code in codes) < START_TRIES:
             return False
-        self._stillborn = 0
+        if time.monotonic() - self._started_at < START_SECONDS or self.worker_is_alive():
+            return True
+        self._tries.clear()
         said = (self.root / "jobs" / "worker.log").read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+        said = re.sub(r"\s*\(?(/[^\s/()]+){2,}\)?", "", said)[:300].rstrip(
+            "."
+        )  # whoever reads it need not know where things lie here
         error = (
-            f"The worker process cannot start with {sys.executable} (exit code {code}): {said[:300].rstrip('.')}. "
-            f"Mend that, for instance by 'make setup', then try again; jobs/worker.log in the workspace holds all of it."
+            f"The worker process cannot start with {Path(sys.executable).name} (exit code {codes[-1]}): {said}. Mend that, for "
+            f"instance by 'make setup', then try again; jobs/worker.log in the workspace holds all of it."
         )
         with self.catalogue.transaction() as connection:
             waiting = connection.execute("SELECT id, owner FROM job WHERE state IN ('queued', 'running')").fetchall()

@@ -34,7 +34,7 @@ class Blocks:
     outputs: int
     preprocessing: str
     plugin: str | None  # digest of the file that builds the model
-    first: str = ""  # digest of the first training chunk
+    first: str  # digest of the first training chunk
 
     def preconditioning(self, checkpoint: dict[str, Any]) -> Preconditioning | None:
         """By what this checkpoint's gradients are divided."""

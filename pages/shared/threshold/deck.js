@@ -27,7 +27,7 @@ function player(src, name, labels) {
 
 function drawn(card, labels, frozen) {
   const made = element("article", { class: "card", "aria-label": card.name });
-  made.append(element("button", { class: "name", type: "button" }, card.name));
+  made.append(element("button", { class: "name", type: "button", title: card.name }, card.name));
   const told = element("div", { class: "told" }, card.told);
   if (card.verdict) told.append(" · ", element("b", {}, labels.verdicts[card.verdict]));
   made.append(told);

@@ -60,7 +60,7 @@ def lay_out(run: Run, line: Line, shown: pd.DataFrame, current: str, verdicts: p
         """A verdict that stands already is taken back; the next is looked at where this one was."""
         stands, here = cards[name].verdict == verdict, name == current
         following = ids[min(ids.index(name) + 1, len(ids) - 1)] if here and not stands else current
-        tell(run, line, entry_of[name], "none" if stands else verdict, who, following)()
+        tell(run, line, entry_of[name], "none" if stands else verdict, who, following, reasoned=name == current)()
 
     sides = [
         (t(f"{title}.{line.rule.kind}") if title else "", [cards[str(name)] for name in shown.loc[shown["side"] == side, "id"]])
@@ -195,7 +195,15 @@ def decide(run: Run, line: Line, shown: pd.DataFrame, current: str, verdicts: pd
 
 
 def tell(
-    run: Run, line: Line, entry: pd.Series, verdict: Verdict, who: str, following: str, *, undoing: bool = False
+    run: Run,
+    line: Line,
+    entry: pd.Series,
+    verdict: Verdict,
+    who: str,
+    following: str,
+    *,
+    undoing: bool = False,
+    reasoned: bool = True,
 ) -> Callable[[], None]:
     """The verdict is on disk, and the next one is looked at; what went wrong is shown by the next drawing."""
 
@@ -207,12 +215,13 @@ def tell(
             stands = place.verdicts(run)
             about = subject(samples)
             before = str(stands.at[about, "verdict"]) if about in stands.index else "none"
-            why = str(st.session_state.get("verdict.why", ""))
+            why = str(st.session_state.get("verdict.why", "")) if reasoned else ""
             place.decide(run, samples, verdict, who=who, why=why, rule=line.rule.kind)
         except (TracInError, OSError) as failure:
             st.session_state["_verdict_failed"] = failure
             return
-        st.session_state["verdict.why"] = ""
+        if reasoned:
+            st.session_state["verdict.why"] = ""
         done = st.session_state.setdefault("_told", [])
         if undoing:
             done.pop()

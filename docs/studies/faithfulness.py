@@ -1,0 +1,149 @@
+"""How well do influences foretell training, and how far do seeds agree? Digits by a linear model and a network, and simulated recordings.
+
+    python docs/studies/faithfulness.py [--digits 1000] [--subsets 100] [--stability 10] [--only CASE] [--workspace FOLDER] [--out FOLDER]
+
+Linear datamodelling scores by `evaluate lds` (docs/maths.md): the damping of curved methods is chosen on half of the subsets and every
+figure is of the other half, with 95 % bootstrap intervals over tests and subsets. Stability: self-influence of runs that differ in their
+seed alone, by `evaluate stability`. Writes `faithfulness.md` and `faithfulness.json` beside this file; what was computed in the workspace
+before is not computed again.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pandas as pd
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from cases import angles, digits  # noqa: E402
+
+from tracin_core.recipe import Recipe  # noqa: E402
+from tracin_core.records.faithfulness import Unit, faithfulness, start_lds  # noqa: E402
+from tracin_core.records.runs import Run  # noqa: E402
+from tracin_core.records.stability import compare_runs  # noqa: E402
+from tracin_core.records.workspace import Workspace, open_workspace  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, what subsets are drawn of, and what is aimed at."""
+
+    data: Literal["linear", "network", "angles"]
+    unit: Unit
+    aim: str
+
+
+CASES: Final = {
+    "digits, linear": Case("linear", "sample", "D1 (5,000 digits): raw within 0.03 of 0.33, curvature at least 0.68"),
+    "digits, network": Case("network", "sample", "D2 (5,000 digits): raw at least 0.14, curvature at least 0.45"),
+    "angles, samples": Case("angles", "sample", "D3: curvature at least 0.65"),
+    "angles, pairs": Case("angles", "pair", "D3: curvature at least 0.40"),
+}
+
+
+def prepared(place: Workspace, data: str, count: int, seed: int) -> Run:
+    """The run of this data with this seed, trained and analysed unless that is there already."""
+    recipe, settings = angles(place, "logistic") if data == "angles" else digits(place, count)
+    told = recipe.to_dict()
+    if data == "linear":
+        told["model"] = {**told["model"], "hidden": []}
+    name = f"{data}_{count}_{seed}"
+    told |= {"name": f"{told['name']}, {data}, seed {seed}", "checkpoints": {"folder": str(place.root / "trainings" / name)}}
+    recipe, folder = Recipe.from_dict(told), place.root / "trainings" / name
+    if not (folder / "training.json").exists():
+        place.queue.wait(place.start_training(recipe, settings={**settings, "seed": seed}, folder=folder).id)
+    run = place.compute(recipe)
+    assert isinstance(run, Run)
+    return run
+
+
+def foretold(place: Workspace, name: str, count: int, subsets: int) -> tuple[list[str], dict[str, Any]]:
+    """One case in Markdown and in plain values."""
+    case = CASES[name]
+    run = prepared(place, case.data, count, 1)
+    repeats, drawn = (1, subsets) if case.data != "angles" else (2, max(2 * subsets // 5, 6))
+    job = place.queue.wait(start_lds(place, run, unit=case.unit, subsets=drawn, repeats=repeats).id)
+    found = next(one for one in faithfulness(place, run) if one.number == (job.result or {})["evaluation"])
+    jobs = [one for one in place.jobs(limit=1_000) if (one.result or {}).get("evaluation") == found.number]
+    seconds = max((one.finished or 0.0) - (one.started or 0.0) for one in jobs)  # of the one that trained
+    ceiling = "" if found.ceiling is None else f" One seed's losses foretell another's to {found.ceiling:.3f}."
+    lines = [f"## {name}{' (SIMULATED)' if run.simulated else ''}", ""]
+    lines += [
+        f"{drawn} random halves, each trained on {'once' if repeats == 1 else 'twice'}, {seconds / 60:.1f} minutes; reported on "
+        f"{found.reported_on}.{ceiling} "
+        f"{case.aim}.",
+        "",
+    ]
+    lines += ["| method | LDS | damping |", "|---|---|---|"]
+    for row in found.methods.to_dict("records"):
+        damping = "" if pd.isna(row["delta"]) else f"{row['delta']:g}"
+        lines.append(f"| {row['method']} | {row['lds']:.3f} ({row['low']:.3f} to {row['high']:.3f}) | {damping} |")
+    lines += ["", *(f"Not asked: {method}. {why}" for method, why in found.missing.items()), ""]
+    return lines, {
+        "case": name,
+        "aim": case.aim,
+        "seconds": seconds,
+        **{k: v for k, v in found.to_dict().items() if k != "per_test"},
+    }
+
+
+def steady(place: Workspace, count: int, seeds: int) -> tuple[list[str], dict[str, Any]]:
+    """How far self-influences of seeds agree, singly and as means over half of them."""
+    runs = [prepared(place, "network", count, seed) for seed in range(1, seeds + 1)]
+    found = compare_runs(runs, "self_influence")
+    pairs = found.pairs[["spearman", "overlap", "signs"]]
+    lines = ["## stability of self-influence: digits, network", ""]
+    lines += [
+        f"{seeds} seeds, {found.examples} training examples. E1 (5,000 digits, 5 seeds against 5 others): at least 0.97 and 0.90.",
+        "",
+    ]
+    lines += ["| | rank correlation | overlap of the top 5 % (Jaccard) |", "|---|---|---|"]
+    lines.append(
+        f"| one seed against another, mean of {len(pairs)} pairs | {pairs['spearman'].mean():.3f} | {pairs['overlap'].mean():.3f} |"
+    )
+    if found.ensembles is not None:
+        lines.append(f"| means over half of the seeds | {found.ensembles['spearman']:.3f} | {found.ensembles['overlap']:.3f} |")
+    return [*lines, ""], {"case": "stability", **{k: v for k, v in found.to_dict().items() if k != "noise"}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--digits", type=int, default=1_000, help="a multiple of 50, at most 5,000; three fifths are trained on")
+    parser.add_argument("--subsets", type=int, default=100, help="of digits; of recordings two fifths of it, trained twice")
+    parser.add_argument("--stability", type=int, default=10, help="seeds")
+    parser.add_argument("--only", choices=[*CASES, "stability"], action="append")
+    parser.add_argument("--workspace", type=Path, help="default: a temporary one")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    options = parser.parse_args()
+    text, kept = [], []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        place = open_workspace(options.workspace or Path(folder))
+        for name in options.only or [*CASES, "stability"]:
+            told = (
+                steady(place, options.digits, options.stability)
+                if name == "stability"
+                else foretold(place, name, options.digits, options.subsets)
+            )
+            print("\n".join(told[0]), flush=True)
+            text += told[0]
+            kept.append(told[1])
+    versions = {"python": platform.python_version(), **{it: version(it) for it in ("torch", "numpy")}}
+    asked = f"python docs/studies/faithfulness.py --digits {options.digits} --subsets {options.subsets}"
+    asked += f" --stability {options.stability}" + "".join(f" --only '{name}'" for name in options.only or [])
+    head = ["# Do influences foretell training?", "", f"`{asked}`, {json.dumps(versions)}; what is done is in faithfulness.py.", ""]
+    (options.out / "faithfulness.md").write_text("\n".join([*head, *text]), encoding="utf-8")
+    (options.out / "faithfulness.json").write_text(
+        json.dumps({"versions": versions, "cases": kept}, indent=1, default=str), encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()
