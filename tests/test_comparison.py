@@ -160,7 +160,7 @@ def test_what_a_run_lacks_is_a_reason_and_not_a_number() -> None:
     hinge = methods_of(case, PairLoss(margin=4.0)).available().set_index("method")
     assert "choose logistic or squared_hinge" in hinge.loc["representer_points", "why_not"]
     alone = Methods(case.view(LOGISTIC), training_of(case)).available().set_index("method")
-    assert "no kernel of the last layer" in alone.loc["representer_points", "why_not"]
+    assert "no plain kernel of the last layer" in alone.loc["representer_points", "why_not"]
 
 
 def test_a_run_without_any_gradient_has_no_curvature_and_says_so() -> None:
