@@ -97,3 +97,16 @@ def per_sample_gradients(model: nn.Module, response: Callable[[Tensor, Tensor], 
 
     gradients = vmap(grad(alone), in_dims=(None, 0, 0))(weights, inputs, labels)
     return torch.cat([gradient.flatten(1) for gradient in gradients.values()], 1)
+
+
+class Encoder(nn.Module):
+    """Two layers of 4 heads and 512 hidden units; the mean position gives one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(128, 1)
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        return self.head(self.encoder(sequences).mean(1)).squeeze(1)

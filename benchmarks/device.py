@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import difference, medians, per_sample_gradients, report, take_turns, timed
+from common import Encoder, difference, medians, per_sample_gradients, report, take_turns, timed
 from torch import Tensor, nn
 
 from tracin_core import Recipe, open_workspace
@@ -38,19 +38,6 @@ class Case:
     left: int
     right: int
     peer: int
-
-
-class Encoder(nn.Module):
-    """Two layers of 4 heads and 512 hidden units; the mean position gives one number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(128, 1)
-
-    def forward(self, sequences: Tensor) -> Tensor:
-        return self.head(self.encoder(sequences).mean(1))
 
 
 def multilayer() -> nn.Module:
@@ -115,7 +102,7 @@ def by_func(model: nn.Module, left: Tensor, right: Tensor, batch: int) -> Tensor
     """Gradients of the shorter side are kept, those of the longer one streamed."""
 
     def gradients(samples: Tensor) -> Tensor:
-        return per_sample_gradients(model, lambda output, _: output[0], samples, samples)
+        return per_sample_gradients(model, lambda output, _: output.sum(), samples, samples)
 
     kept = torch.cat([gradients(some) for some in right.split(batch)]).T
     return torch.cat([gradients(some) @ kept for some in left.split(batch)])

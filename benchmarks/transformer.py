@@ -12,26 +12,13 @@ from pathlib import Path
 
 import torch
 from captum.influence import TracInCP
-from common import difference, medians, per_sample_gradients, report, take_turns
+from common import Encoder, difference, medians, per_sample_gradients, report, take_turns
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tracin_core.engine.kernel import coverage, tangent_kernel
 
 LEFT, RIGHT, FEW, BATCH = 512, 256, 16, 32
-
-
-class Encoder(nn.Module):
-    """Two layers of 4 heads and 512 hidden units; the mean position gives one number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(128, 1)
-
-    def forward(self, sequences: Tensor) -> Tensor:
-        return self.head(self.encoder(sequences).mean(1)).squeeze(1)
 
 
 class Itself(nn.Module):

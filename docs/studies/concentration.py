@@ -10,11 +10,8 @@ and `.json`.
 """
 
 import argparse
-import json
-import platform
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +21,7 @@ import pandas as pd
 ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from cases import angles  # noqa: E402
+from cases import angles, write_down  # noqa: E402
 
 from tracin_core.recipe import Recipe  # noqa: E402
 from tracin_core.records.runs import Run  # noqa: E402
@@ -84,21 +81,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         place = open_workspace(options.workspace or Path(folder))
         table = pd.DataFrame([of_seed(place, seed) for seed in range(1, options.seeds + 1)])
-    versions = {"python": platform.python_version(), **{it: version(it) for it in ("torch", "numpy")}}
-    lines = ["# A tenth of the pairs, and GHM against the margin loss (SIMULATED)", ""]
-    lines += [
-        f"`python docs/studies/concentration.py --seeds {options.seeds}`, {json.dumps(versions)}; what is done is in the script.",
-        "",
-    ]
-    lines += ["| figure | mean over seeds | from | to |", "|---|---|---|---|"]
     found: dict[str, Any] = {name: interval(table[name]) for name in FIGURES}
+    lines = ["| figure | mean over seeds | from | to |", "|---|---|---|---|"]
     lines += [
         f"| {told} | {found[name].mean:.3f} | {found[name].low:.3f} | {found[name].high:.3f} |" for name, told in FIGURES.items()
     ]
     print("\n".join(lines))
-    (options.out / "concentration.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
-    kept = {"versions": versions, "figures": FIGURES, "seeds": table.to_dict("records")}
-    (options.out / "concentration.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    title = "A tenth of the pairs, and GHM against the margin loss (SIMULATED)"
+    content = {"figures": FIGURES, "seeds": table.to_dict("records")}
+    write_down(options.out, "concentration", f"--seeds {options.seeds}", title, [*lines, ""], content)
 
 
 if __name__ == "__main__":

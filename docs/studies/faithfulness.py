@@ -9,12 +9,9 @@ before is not computed again.
 """
 
 import argparse
-import json
-import platform
 import sys
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -23,7 +20,7 @@ import pandas as pd
 ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from cases import angles, digits  # noqa: E402
+from cases import angles, digits, write_down  # noqa: E402
 
 from tracin_core.recipe import Recipe  # noqa: E402
 from tracin_core.records.faithfulness import Unit, faithfulness, start_lds  # noqa: E402
@@ -135,14 +132,9 @@ def main() -> None:
             print("\n".join(told[0]), flush=True)
             text += told[0]
             kept.append(told[1])
-    versions = {"python": platform.python_version(), **{it: version(it) for it in ("torch", "numpy")}}
-    asked = f"python docs/studies/faithfulness.py --digits {options.digits} --subsets {options.subsets}"
-    asked += f" --stability {options.stability}" + "".join(f" --only '{name}'" for name in options.only or [])
-    head = ["# Do influences foretell training?", "", f"`{asked}`, {json.dumps(versions)}; what is done is in faithfulness.py.", ""]
-    (options.out / "faithfulness.md").write_text("\n".join([*head, *text]), encoding="utf-8")
-    (options.out / "faithfulness.json").write_text(
-        json.dumps({"versions": versions, "cases": kept}, indent=1, default=str), encoding="utf-8"
-    )
+    asked = f"--digits {options.digits} --subsets {options.subsets} --stability {options.stability}"
+    asked += "".join(f" --only '{name}'" for name in options.only or [])
+    write_down(options.out, "faithfulness", asked, "Do influences foretell training?", text, {"cases": kept})
 
 
 if __name__ == "__main__":

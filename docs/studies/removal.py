@@ -10,15 +10,12 @@ file.
 """
 
 import argparse
-import json
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -28,7 +25,7 @@ import pandas as pd
 ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from cases import angles, digits  # noqa: E402
+from cases import angles, digits, write_down  # noqa: E402
 
 from tracin_core.engine.training import train  # noqa: E402
 from tracin_core.evaluating.calibrating import methods_of, questions  # noqa: E402
@@ -199,17 +196,9 @@ def main() -> None:
             print("\n".join(lines), flush=True)
             text += lines
             kept.append({"case": name, **asdict(case), "seconds": seconds, "accuracy": rows, "summary": list(summary(table))})
-    versions = {"python": platform.python_version(), **{it: version(it) for it in ("torch", "numpy")}}
-    asked = f"python docs/studies/removal.py --seeds {options.seeds} --trainings {options.trainings} --digits {options.digits}"
+    asked = f"--seeds {options.seeds} --trainings {options.trainings} --digits {options.digits}"
     asked += "".join(f" --only {name}" for name in options.only or [])
-    head = [
-        "# Does leaving out what a score lists help?",
-        "",
-        f"`{asked}`, {json.dumps(versions)}; what is done is in removal.py.",
-        "",
-    ]
-    (options.out / "removal.md").write_text("\n".join([*head, *text]), encoding="utf-8")
-    (options.out / "removal.json").write_text(json.dumps({"versions": versions, "cases": kept}, indent=1), encoding="utf-8")
+    write_down(options.out, "removal", asked, "Does leaving out what a score lists help?", text, {"cases": kept})
 
 
 if __name__ == "__main__":

@@ -9,19 +9,16 @@ the workspace before is not computed again.
 """
 
 import argparse
-import json
-import platform
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from cases import angles, digits  # noqa: E402
+from cases import angles, digits, write_down  # noqa: E402
 
 from tracin_core.recipe import Recipe  # noqa: E402
 from tracin_core.records.calibrations import Calibration, calibrations, start_calibration  # noqa: E402
@@ -112,16 +109,8 @@ def main() -> None:
             print("\n".join(lines), flush=True)
             text += lines
             kept.append(told)
-    versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}}
-    asked = f"python docs/studies/wrong_labels.py --seeds {options.seeds} --digits {options.digits}"
-    head = [
-        "# Which score finds planted errors?",
-        "",
-        f"`{asked}`, {json.dumps(versions)}; what is done is in wrong_labels.py.",
-        "",
-    ]
-    (options.out / "wrong-labels.md").write_text("\n".join([*head, *text]), encoding="utf-8")
-    (options.out / "wrong-labels.json").write_text(json.dumps({"versions": versions, "cases": kept}, indent=1), encoding="utf-8")
+    asked = f"--seeds {options.seeds} --digits {options.digits}" + "".join(f" --only {case}" for case in options.only or [])
+    write_down(options.out, "wrong_labels", asked, "Which score finds planted errors?", text, {"cases": kept})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Cards side by side: what there is to see and hear of each entry, its score, and the buttons that decide about it; one component."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ from tracin_core.records.verdicts import VERDICTS, Verdict
 KEYS: Final[dict[Verdict, str]] = {"exclude": "E", "keep": "K", "look_again": "N"}
 SIGNS: Final[dict[Verdict, str]] = {"exclude": "✕", "keep": "✓", "look_again": "?"}
 THUMB: Final = 124  # pixels across, of one sample or of both of a pair
-LETTERS: Final = 400  # of a text
+LETTERS: Final = 400  # of a text; all of it is on the card of the one that is looked at
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def drawn_card(run: Run, card: Card, tones: dict[str, float]) -> dict[str, Any]:
         "pictures": [[address, words] for address, words in pictures if address],
         "sounds": [[address, sample] for sample in card.samples if (address := media.sound_address(run, sample))],
         "texts": [
-            unsealed_text(preview.text.read_text(encoding="utf-8"))[:LETTERS]
+            textwrap.shorten(unsealed_text(preview.text.read_text(encoding="utf-8")), LETTERS, placeholder=" …")
             for preview in previews
             if preview.text.is_file() and not preview.picture.is_file()
         ],
