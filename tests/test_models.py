@@ -203,6 +203,22 @@ def test_an_mlp_scales_its_inputs_by_what_it_was_fitted_to(seed: int, count: int
     assert not any(name in dict(model.named_parameters()) for name in ("mean", "deviation"))
 
 
+def test_the_points_of_pictures_share_one_scale_and_nothing_matters_of_it() -> None:
+    """A point that is ink in one picture of a thousand is no larger than ink elsewhere; the scale of all of them still cancels."""
+    pictures = torch.zeros(1000, 1, 2, 2, dtype=torch.float64)
+    pictures[::2, 0, 0, 0] = pictures[0, 0, 1, 1] = 255.0
+    outputs = []
+    for values in (pictures, pictures / 255):
+        torch.manual_seed(0)
+        model = build_model(MlpModel(inputs=4, hidden=(3,))).double()
+        assert isinstance(model, Mlp)
+        model.fit(values)
+        outputs.append(model(values))
+        torch.testing.assert_close(model.deviation, values.std(correction=0).expand(4), **FLOAT64)
+        torch.testing.assert_close(model.mean, values.mean().expand(4), **FLOAT64)
+    torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("section", "inputs", "told"),
     [

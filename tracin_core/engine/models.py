@@ -19,6 +19,7 @@ from tracin_core.recipe import CnnModel, MlpModel, ModelSection, PluginModel, Ra
 Layout = Literal["small", "large", "large_dropout", "large_resized"]
 
 GRID = 4  # fields on a side, over which a cnn takes means
+PICTURES = 4  # axes of a batch of pictures
 SILENCE = 1e-8  # keeps a constant input finite; far below any spectrogram's spread
 
 
@@ -74,8 +75,8 @@ class Ranker(nn.Module):
 class Mlp(nn.Module):
     """Linear layers with ReLU between them, on a sample's values in a row.
 
-    Columns of a table come in units of their own, so each is first shifted and scaled by two buffers, 0 and 1 until `fit` sets them. They
-    are constants of the checkpoint, like the running statistics of batch normalisation: no gradient, and no part in any score.
+    Values are first shifted and scaled by two buffers, 0 and 1 until `fit` sets them. They are constants of the checkpoint, like the running
+    statistics of batch normalisation: no gradient, and no part in any score.
     """
 
     mean: Tensor
@@ -90,8 +91,13 @@ class Mlp(nn.Module):
         self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], section.outputs))
 
     def fit(self, inputs: Tensor) -> None:
-        """The buffers are mean and standard deviation of each value over these samples; one that never changes is not scaled."""
-        deviation, mean = torch.std_mean(self.rows(inputs).to(self.mean), dim=0, correction=0)
+        """The buffers are mean and standard deviation over these samples; what never changes is not scaled.
+
+        Columns of a table come in units of their own, and each is scaled by its own. The values of pictures `[N, channels, height, width]`
+        have one unit, and share both: scaled singly, points that are almost always empty would outweigh all others where they are not.
+        """
+        rows = self.rows(inputs).to(self.mean)
+        deviation, mean = torch.std_mean(rows, dim=None if inputs.ndim == PICTURES else 0, correction=0)
         self.mean.copy_(mean)
         self.deviation.copy_(torch.where(deviation > SILENCE * (1 + mean.abs()), deviation, torch.ones_like(deviation)))
 
