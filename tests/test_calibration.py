@@ -29,6 +29,7 @@ from tracin_core.records.calibrations import (
     Calibration,
     calibrations,
     folder_of,
+    found_by_share,
     name_of,
     plant,
     recommended_score,
@@ -279,6 +280,18 @@ def test_the_figures_are_those_of_the_scores_that_are_kept(place: Workspace, fou
         counted = [random_scores(len(kept), 20 * seed + draw) for draw in range(20)]
         expected = np.mean([np.mean(values[wrong][:, None] > values[~wrong][None, :]) for values in counted])
         assert answer.table.query("seed == @seed and score == 'random'")["auroc"].iloc[0] == pytest.approx(expected)
+
+
+def test_curves_pass_through_the_figures_and_end_at_all_of_them(place: Workspace, found: dict[str, Calibration]) -> None:
+    answer = found["kind"]
+    scores = [score for score in answer.scores if score != "random"]
+    curves = found_by_share(place, answer, scores, [0.1, 0.2, 0.3, 1.0])
+    for score in scores:
+        told = [answer.figure(score, f"recovery_{share}").mean for share in (10, 20, 30)]
+        np.testing.assert_allclose(curves[score], [*told, 1.0], err_msg=score)
+    lost = replace(answer, number="0" * 16)
+    with pytest.raises(InputError, match=r"seed-1\.csv.*calibrate again"):
+        found_by_share(place, lost, scores, [0.1])
 
 
 @pytest.mark.parametrize("target", ["kind", "number"])

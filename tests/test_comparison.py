@@ -13,10 +13,12 @@ from influence_cases import CHECKPOINTS, FLOAT64, TRAIN, Case, explicit, make_ca
 from tracin_core.data.samples import pair_table, pairs_of
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.records.runs import Run
-from tracin_core.scores.comparison import Methods, Training
+from tracin_core.scores.comparison import DEFAULT_RIDGE, Methods, Training
 from tracin_core.scores.curvature import pair_laplacian
 from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.methods import METHODS
+from tracin_core.scores.objectives import PairObjective
+from tracin_core.scores.representer import representer_points
 
 LOGISTIC = PairLoss(name="logistic", margin=1.0)
 
@@ -308,3 +310,17 @@ def test_theta_relatif_holds_at_low_damping_beside_a_large_common_part() -> None
     np.testing.assert_allclose(
         methods.influence("theta_relatif", test), expected, rtol=0.1
     )  # what float32 kernels leave of it; differences of products gave NaN
+
+
+def test_a_representer_of_a_pair_itself_is_what_it_adds_to_its_own_margin() -> None:
+    case = make_case(1)
+    methods = methods_of(case)
+    kernel = case.view(LOGISTIC, layers=[1]).kernels.train_train[-1]
+    table = methods.view.train_pairs
+    first, second, target = (table[name].to_numpy() for name in ("first", "second", "target"))
+    objective = PairObjective(LOGISTIC, first, second, target, len(kernel))
+    values = representer_points(kernel, kernel, objective, ridge=DEFAULT_RIDGE, multiplicity=methods.view.train.multiplicity).values
+    every = np.arange(len(table))
+    own = target * (values[every, first] - values[every, second])
+    np.testing.assert_allclose(methods.self_influence("representer_points"), own, rtol=1e-6, atol=1e-9 * np.abs(own).max())
+    assert (own >= 0).all()

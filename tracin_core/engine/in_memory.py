@@ -24,7 +24,7 @@ from tracin_core.engine.batches import Samples, tensors_of
 from tracin_core.engine.checkpoints import Request, canonical, demands, expected_shapes, intake_folder, layouts, weights_of
 from tracin_core.engine.classification import logit_kernel_by_layer, output_kernel_by_layer
 from tracin_core.engine.intake import ARGUMENT_KEYS, bytes_of, first_of, learning_rate, optimizers_of, plain, recorded_epoch
-from tracin_core.engine.kernel import model_outputs, tangent_kernel_by_layer
+from tracin_core.engine.kernel import layer_groups, model_outputs, tangent_kernel, tangent_kernel_by_layer
 from tracin_core.engine.memory import is_out_of_memory
 from tracin_core.errors import CheckpointError, DataError, ModelError, NoCheckpointsError, UnreadableSampleError
 from tracin_core.recipe import Cotangent
@@ -381,6 +381,39 @@ def kernels(
 ) -> Values:
     """`[C, L, n, m]`: `kernel_of` at every checkpoint. `tell` is called after each."""
     return at_each(model, taken, lambda: kernel_of(model, settings, left, right), tell)
+
+
+def features_of(
+    model: nn.Module, snapshot: Snapshot, settings: KernelSettings, train: Gathered, test: Gathered
+) -> tuple[Values, Values] | None:
+    """K_h[i, j] = h_i . h_j of what enters the last linear layer, a 1 for its bias appended: [n, n] and [m, n]; None: it is not linear.
+
+    It is the tangent kernel of that layer's weights for one output, which is the same for each.
+    """
+    layer = list(layer_groups(model))[-1]
+    if not isinstance(model.get_submodule(layer), nn.Linear):
+        return None
+    load(model, snapshot)
+    shape = probe(model, "training", train.inputs)
+
+    def first_output(side: Gathered) -> Tensor:
+        one = torch.zeros(side.count, *shape)
+        one[:, 0] = 1.0
+        return one
+
+    own = tangent_kernel(
+        model, train.inputs, left_cotangent=first_output(train), parameters=[layer], batch_size=settings.batch_size
+    )
+    towards = tangent_kernel(
+        model,
+        test.inputs,
+        train.inputs,
+        left_cotangent=first_output(test),
+        right_cotangent=first_output(train),
+        parameters=[layer],
+        batch_size=settings.batch_size,
+    )
+    return own.cpu().numpy(), towards.cpu().numpy()
 
 
 def outputs(model: nn.Module, taken: Sequence[Snapshot], settings: KernelSettings, side: Gathered) -> Values:

@@ -75,8 +75,8 @@ class Ranker(nn.Module):
 class Mlp(nn.Module):
     """Linear layers with ReLU between them, on a sample's values in a row.
 
-    Values are first shifted and scaled by two buffers, 0 and 1 until `fit` sets them. They are constants of the checkpoint, like the running
-    statistics of batch normalisation: no gradient, and no part in any score.
+    Values are first shifted and scaled by two buffers, 0 and 1 until `fit` sets them. They are constants of the checkpoint, like the
+    running statistics of batch normalisation: no gradient, and no part in any score.
     """
 
     mean: Tensor

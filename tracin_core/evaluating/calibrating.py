@@ -211,7 +211,9 @@ def methods_of(
     names = [f"epoch {snapshot.epoch}" for snapshot in learnt]
     shared: dict[str, Any] = {"checkpoint_weights": np.ones(len(learnt)), "checkpoint_names": names}
     view = partial(view_of, run, planted, train.samples, test.samples, kernels, shared)
-    return Methods(view(None), training, last_layer=view([len(groups) - 1]) if len(groups) > 1 else None, seed=seed)
+    last = view([len(groups) - 1]) if len(groups) > 1 else None
+    features = in_memory.features_of(model, learnt[-1], settings, train, test) if run.manifest.cotangent == "label_logit" else None
+    return Methods(view(None), training, last_layer=last, features=features, seed=seed)
 
 
 def view_of(

@@ -5,6 +5,7 @@ errors; the one that is recommended is kept for every run of the same data, mode
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from tracin_core.records.evaluations import settings_of
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
 from tracin_core.records.store import digest_of
-from tracin_core.scores.evaluation import SHARES, Interval, interval
+from tracin_core.scores.evaluation import SHARES, Interval, interval, recovery
 
 if TYPE_CHECKING:
     from tracin_core.records.workspace import Workspace
@@ -311,6 +312,29 @@ class Calibration:
             "summary": self.summary().to_dict("records"),
             "recommendation": asdict(self.recommendation()),
         }
+
+
+def found_by_share(place: "Workspace", found: Calibration, scores: Sequence[str], shares: Sequence[float]) -> pd.DataFrame:
+    """The share of the planted errors among the first of each score, ties broken at random, in the mean over seeds; chance is the diagonal.
+
+    Args:
+        scores: of `found.scores`, but for random.
+        shares: of all examples, from the top; the rows.
+
+    Raises:
+        InputError: a table of scores is gone or another than was written.
+    """
+    curves = []
+    for seed in found.seeds:
+        file = folder_of(place) / found.number / f"seed-{seed}.csv"
+        try:
+            kept = pd.read_csv(file, usecols=["planted", *scores])
+        except (OSError, ValueError) as failure:
+            raise InputError(
+                f"The scores of seed {seed} in '{file.name}' cannot be read ({failure}); calibrate again."
+            ) from failure
+        curves.append([[recovery(kept[score], kept["planted"], share) for score in scores] for share in shares])
+    return pd.DataFrame(np.mean(curves, axis=0), index=pd.Index(shares, name="share"), columns=list(scores))
 
 
 def _ends(found: Interval, *, lowest: float) -> dict[str, float]:

@@ -22,7 +22,7 @@ from tracin_core.scores.damping import DELTAS, DampingChoice, best_by_linearised
 from tracin_core.scores.examples import PairExamples, SampleExamples
 from tracin_core.scores.influence import SummedKernels
 from tracin_core.scores.objectives import Objective, PairObjective, SampleObjective, pair_rows
-from tracin_core.scores.representer import Representers, representer_points
+from tracin_core.scores.representer import ClassRepresenters, Representers, class_representers, representer_points
 from tracin_core.scores.sample_losses import label_logit, sample_derivative
 from tracin_core.scores.view import View
 
@@ -106,6 +106,7 @@ class Methods:
         delta: the relative damping of everything curved.
         ridge: of the refitted last layer.
         last_layer: the view of the last layer group alone; None: the run keeps none.
+        features: K_h of that layer's features at the last checkpoint, train with train and test with train; None: nobody has them.
         seed: of the random baseline.
     """
 
@@ -118,6 +119,7 @@ class Methods:
         delta: float = 1.0,
         ridge: float = DEFAULT_RIDGE,
         last_layer: View | None = None,
+        features: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None,
         seed: int = 0,
     ) -> None:
         curved.require_positive("relative damping delta", delta)
@@ -127,7 +129,7 @@ class Methods:
             )
         self._view, self._training = view, training
         self._curvature, self._delta, self._ridge, self._seed = curvature, delta, ridge, seed
-        self._last_layer = last_layer
+        self._last_layer, self._features = last_layer, features
 
     @property
     def view(self) -> View:
@@ -331,6 +333,7 @@ class Methods:
         return {
             **{name: partial(self._mapped_own, name) for name in self._maps},
             "trak": self._trak_own,
+            "representer_points": self._representer_own,
             "linearised_retraining": self._replayed_own,
             "last_loss": lambda: known.last_loss(losses),
             "mean_loss": lambda: known.mean_loss(losses),
@@ -521,6 +524,14 @@ class Methods:
 
     # ---- representer points -------------------------------------------------------------------------------------------------
 
+    @property
+    def _last_kernels(self) -> SummedKernels:
+        if self._last_layer is None:
+            raise ViewError(
+                'This run keeps no plain kernel of the last layer apart; compute it with its layer groups and precondition = "none".'
+            )
+        return self._last_layer.kernels
+
     @cached_property
     def representers(self) -> Representers:
         """The last layer, refitted on its kernel at the last checkpoint.
@@ -528,30 +539,67 @@ class Methods:
         Raises:
             ViewError: the run keeps no last layer group, or as `representer.representer_points`.
         """
-        if self._last_layer is None:
-            raise ViewError(
-                'This run keeps no plain kernel of the last layer apart; compute it with its layer groups and precondition = "none".'
-            )
-        kernels = self._last_layer.kernels
+        kernels = self._last_kernels
         objective = self._objective(len(kernels.train_train) - 1)
         copies = self.view.train.multiplicity
         return representer_points(
             kernels.train_train[-1], kernels.test_train[-1], objective, ridge=self._ridge, multiplicity=copies
         )
 
+    @cached_property
+    def _of_classes(self) -> ClassRepresenters:
+        """The same of several outputs, whose features no kernel keeps apart."""
+        train, test = self.view.train, self.view.test
+        if not isinstance(train, SampleExamples) or not isinstance(test, SampleExamples) or train.cotangent != "label_logit":
+            raise ViewError(
+                "Representer points of several outputs need a run of classes; compute one with the kernel of logit(p_y)."
+            )
+        if train.loss.name != "cross_entropy":
+            raise ViewError(f"Representer points of several outputs refit by cross_entropy, but the loss is {train.loss.name}.")
+        if self._features is None:
+            raise ViewError(
+                "Representer points of several outputs need the features of the last layer, which only a calibration has."
+            )
+        classes = train.outputs.shape[2]
+        labels = np.asarray(train.targets), np.asarray(test.targets)
+        return class_representers(*self._features, *labels, classes, ridge=self._ridge, multiplicity=train.multiplicity)
+
+    @property
+    def _has_classes(self) -> bool:
+        train = self.view.train
+        return isinstance(train, SampleExamples) and train.cotangent != "score"
+
     def _representer(self, test: str) -> Array:
-        """What each training example adds to a pair's or a label's margin; of a number to meet, how much its loss would rise without it."""
-        view, values = self.view, self.representers.values
-        row = view.test_row(test)
+        """What each training example adds to a margin, or to a label's output; of a number, how much its loss would rise without it."""
+        view, row = self.view, self.view.test_row(test)
+        if self._has_classes:
+            return np.asarray(self._of_classes.values[:, row])
+        values = self.representers.values
         if isinstance(view.test, PairExamples):
             first, second = view.test.ends[row]
             return np.asarray(view.test.table["target"].to_numpy()[row] * (values[:, first] - values[:, second]))
-        if isinstance(view.test, SampleExamples) and view.test.cotangent == "score":
-            target = view.test.targets[[row]]
-            if view.test.loss.is_of_label:
-                return np.asarray((2 * float(target[0]) - 1) * values[:, row])
-            return -float(sample_derivative(view.test.loss, self.representers.test[[row]], target)[0]) * values[:, row]
-        raise ViewError("Representer points of several outputs need the features of the last layer; compute a run of one output.")
+        if not isinstance(view.test, SampleExamples):
+            raise ViewError("These test examples are neither pairs nor samples, so nothing is added to a margin of theirs.")
+        target = view.test.targets[[row]]
+        if view.test.loss.is_of_label:
+            return np.asarray((2 * float(target[0]) - 1) * values[:, row])
+        return -float(sample_derivative(view.test.loss, self.representers.test[[row]], target)[0]) * values[:, row]
+
+    def _representer_own(self) -> Array:
+        """What each training example adds to its own margin or output, and of a number to its own loss; never below 0."""
+        if self._has_classes:
+            return self._of_classes.own
+        train, points = self.view.train, self.representers
+        kernel = np.asarray(self._last_kernels.train_train[-1], dtype=np.float64)
+        scale = 2 * self._ridge * float(train.multiplicity.sum())
+        slopes = (
+            abs(self._objective(len(self._last_kernels.train_train) - 1).derivatives(points.train)).max(axis=1).toarray().ravel()
+        )
+        if isinstance(train, PairExamples):
+            first, second = train.ends.T
+            return np.asarray(slopes * (kernel[first, first] - 2 * kernel[first, second] + kernel[second, second]) / scale)
+        of_label = isinstance(train, SampleExamples) and train.loss.is_of_label
+        return np.asarray((slopes if of_label else slopes**2) * np.diag(kernel) / scale)
 
 
 PARTS: Final = ("train_train", "test_train", "test_test")

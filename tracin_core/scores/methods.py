@@ -373,7 +373,7 @@ METHODS: dict[str, Method] = {
             "Yeh, Kim, Yen, Ravikumar 2018, arXiv 1811.09720",
             "What does each training example add to that test output, in a last layer refitted to its minimum?",
             "For a hinge, or where the refitted outputs are far from the trained model's; what lies below the last layer does not count.",
-            {"influence": TRAIN_TRAIN | {"last_layer_group", "smooth_loss"}},
+            dict.fromkeys(("self_influence", "influence"), TRAIN_TRAIN | {"last_layer_group", "smooth_loss"}),
         ),
         Method(
             "last_loss",

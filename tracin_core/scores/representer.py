@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
+from scipy import linalg, optimize, special
 
 from tracin_core.errors import ViewError
 from tracin_core.scores.curvature import Array
 from tracin_core.scores.objectives import Objective
 
 HALVINGS = 40
+RANK = 1e-7  # of the largest eigenvalue; below it a kernel of single precision holds rounding
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,84 @@ def representer_points(
     train = kernel @ alpha
     values = -np.asarray(objective.derivatives(train) @ to_test.T) / scale
     return Representers(values, alpha, train, to_test @ alpha, residual, steps)
+
+
+@dataclass(frozen=True)
+class ClassRepresenters:
+    """The last layer of a classifier, refitted: what examples add to its outputs, one output per class.
+
+    Attributes:
+        alpha: [n, k].
+        own: what each example adds to its own label's output, alpha[i, y_i] K_h[i, i] >= 0: high where it holds that up by itself, [n].
+        values: what each adds to the output of each test's label, alpha[i, y_t] K_h[t, i]: [n, m].
+        residual: as of `Representers`.
+    """
+
+    alpha: Array
+    own: Array
+    values: Array
+    residual: float
+
+
+def class_representers(
+    train_train: npt.ArrayLike,
+    test_train: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    test_labels: npt.ArrayLike,
+    classes: int,
+    *,
+    ridge: float,
+    multiplicity: npt.ArrayLike | None = None,
+    tolerance: float = 1e-4,
+) -> ClassRepresenters:
+    """`representer_points` of cross-entropy, whose k outputs share one kernel of features: no k n x k n matrix is built.
+
+    (1/N) sum_i multiplicity_i L_i + lambda |W|^2 is minimised over W [r, k] on Phi with Phi Phi^T = K_h, by scipy's trust-region
+    Newton method.
+
+    Args:
+        train_train, test_train: K_h, [n, n] and [m, n].
+        labels, test_labels: [n] and [m], from 0 to `classes` - 1.
+        tolerance: of the residual.
+
+    Raises:
+        ViewError: the ridge is not above 0, or the refit did not converge.
+    """
+    if not 0 < ridge < np.inf:
+        raise ViewError(f"The ridge lambda is {ridge}; choose a finite number above 0: only the ridge ties outputs to examples.")
+    kernel, to_test = np.asarray(train_train, dtype=np.float64), np.asarray(test_train, dtype=np.float64)
+    own, wanted = np.asarray(labels, dtype=np.int64), np.asarray(test_labels, dtype=np.int64)
+    copies = _copies(multiplicity, len(own))
+    share, meant = copies / copies.sum(), np.eye(classes)[own]
+    values, vectors = linalg.eigh(kernel)
+    held = values > RANK * values[-1]
+    features = vectors[:, held] * np.sqrt(values[held])
+    shape = features.shape[1], classes
+
+    def total(flat: Array) -> tuple[float, Array]:
+        weights = flat.reshape(shape)
+        told = special.log_softmax(features @ weights, axis=1)
+        slope = features.T @ (share[:, None] * (np.exp(told) - meant)) + 2 * ridge * weights
+        return float(-share @ told[np.arange(len(own)), own] + ridge * (flat @ flat)), slope.ravel()
+
+    def curved(flat: Array, towards: Array) -> Array:
+        likely = special.softmax(features @ flat.reshape(shape), axis=1)
+        moved = features @ towards.reshape(shape)
+        bent = likely * (moved - (likely * moved).sum(axis=1, keepdims=True))
+        return np.asarray((features.T @ (share[:, None] * bent)).ravel() + 2 * ridge * towards)
+
+    start = np.zeros(shape[0] * shape[1])
+    found = optimize.minimize(total, start, jac=True, hessp=curved, method="trust-ncg", options={"gtol": 1e-9})
+    scale = 2 * ridge * float(copies.sum())
+    alpha = -(special.softmax(features @ found.x.reshape(shape), axis=1) - meant) / scale
+    pull = special.softmax(kernel @ (copies[:, None] * alpha), axis=1) - meant
+    residual = _relative(pull + scale * alpha, pull, scale * alpha)
+    if not residual <= tolerance:
+        raise ViewError(
+            f"The refit of the last layer stands at a residual of {residual:.2g}, above {tolerance:g}, so its outputs are no sums over the "
+            f"examples; choose a larger ridge than {ridge:g}."
+        )
+    return ClassRepresenters(alpha, alpha[np.arange(len(own)), own] * np.diag(kernel), alpha[:, wanted] * to_test.T, residual)
 
 
 def _refit(
