@@ -285,6 +285,20 @@ def test_what_was_given_is_left_alone_and_may_change_afterwards() -> None:
     np.testing.assert_array_equal(tracin.influence(data(3, seed=9)), expected)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_health_says_whose_steps_the_scores_are_about(kind: Any) -> None:
+    model = small(seed=1)
+    optimizer = kind(model.parameters(), lr=0.01)
+    model(data()[0]).sum().backward()
+    optimizer.step()
+    content = {"model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
+    checks = rankable(checkpoints=[content], learning_rates=[0.01]).health().set_index("check")
+    assert ("sgd_formula" in checks.index) == (kind is torch.optim.AdamW)
+    if kind is torch.optim.AdamW:
+        assert "a training by Adam" in checks.loc["sgd_formula", "detail"]
+        assert not checks.loc["sgd_formula", "passed"]
+
+
 def test_training_inputs_that_changed_are_not_mixed_with_kernels_of_old_ones() -> None:
     x, y = data()
     tracin = rankable(train=(x, y))

@@ -294,6 +294,13 @@ class TracIn:
             dead = self._view.dead_tests
             told = f"{dead.sum()} of {len(dead)} tests have no gradient under {self.loss.describe()}."
             rows.append(("dead_tests", not dead.any(), float(dead.sum()), told))
+        other = next((one.optimizer for one in self._taken if one.optimizer not in (None, "SGD")), None)
+        if other is not None:
+            told = (
+                f"The checkpoints are of a training by {other}, and these are the scores of SGD; a run of a workspace can divide the "
+                f"gradients by Adam's denominator (precondition = 'adam')."
+            )
+            rows.append(("sgd_formula", False, 1.0, told))
         return pd.DataFrame(rows, columns=["check", "passed", "value", "detail"])
 
     def checkpoint_weights(self, weights: Weights) -> np.ndarray[Any, np.dtype[np.float64]]:

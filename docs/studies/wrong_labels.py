@@ -104,8 +104,9 @@ def tables(place: Workspace, case: str, found: Calibration, seconds: float) -> t
         reached = None if named is None else float(summary.set_index("score").at[named, figure])
         aims.append({"score": score, "figure": figure, "aim": aim, "reached": reached})
         verdict = "not reached" if reached is None or reached < aim else "reached"
+        measured = "nothing" if reached is None else f"{reached:.3f}"
         lines.append(
-            f"* {score}{f' ({named})' if named != score else ''}, {figure}: aimed at {aim:.3f}, measured {'nothing' if reached is None else f'{reached:.3f}'}: {verdict}."
+            f"* {score}{f' ({named})' if named != score else ''}, {figure}: aimed at {aim:.3f}, measured {measured}: {verdict}."
         )
     lines += ["", "Share of the errors found by the share looked at:", ""]
     lines += ["| score | " + " | ".join(f"{share:.0%}" for share in LOOKED) + " |", "|---" * (len(LOOKED) + 1) + "|"]

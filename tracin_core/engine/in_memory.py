@@ -23,7 +23,16 @@ from tracin_core.data.checks import checked_ids, shown
 from tracin_core.engine.batches import Samples, tensors_of
 from tracin_core.engine.checkpoints import Request, canonical, demands, expected_shapes, intake_folder, layouts, weights_of
 from tracin_core.engine.classification import logit_kernel_by_layer, output_kernel_by_layer
-from tracin_core.engine.intake import ARGUMENT_KEYS, bytes_of, first_of, learning_rate, optimizers_of, plain, recorded_epoch
+from tracin_core.engine.intake import (
+    ARGUMENT_KEYS,
+    bytes_of,
+    first_of,
+    learning_rate,
+    optimizer_name,
+    optimizers_of,
+    plain,
+    recorded_epoch,
+)
 from tracin_core.engine.kernel import layer_groups, model_outputs, tangent_kernel, tangent_kernel_by_layer
 from tracin_core.engine.memory import is_out_of_memory
 from tracin_core.errors import CheckpointError, DataError, ModelError, NoCheckpointsError, UnreadableSampleError
@@ -51,6 +60,7 @@ class Snapshot:
     recorded_rate: float | None
     epoch: int | None
     arguments: dict[str, Any]
+    optimizer: str | None = None
 
 
 def snapshots(model: nn.Module, checkpoints: Sequence[Any], learning_rates: Sequence[float] | None = None) -> list[Snapshot]:
@@ -134,7 +144,7 @@ def from_files(model: nn.Module, paths: Sequence[Path]) -> list[Snapshot]:
             stored = safetensors.torch.load_file(Path(folder) / f"{outcome.digest}.safetensors")
             weights = {name: value.clone() for name, value in stored.items()}
             rate = outcome.learning_rate
-            taken.append(Snapshot(outcome.source, weights, rate, rate, outcome.epoch, outcome.arguments))
+            taken.append(Snapshot(outcome.source, weights, rate, rate, outcome.epoch, outcome.arguments, outcome.optimizer))
     return taken
 
 
@@ -152,9 +162,10 @@ def from_memory(name: str, content: Any, request: Request) -> Snapshot:
     found, _ = weights_of(name, content, request)
     on_cpu = {key: value.detach().cpu() for key, value in found.items()}
     weights = {key: value.clone() for key, value in canonical(name, on_cpu, request.models[""], None).items()}
-    rate, arguments = learning_rate(optimizers_of(content)), first_of(content, ARGUMENT_KEYS)
-    known = plain(arguments) if isinstance(arguments, dict) else {}
-    return Snapshot(name, weights, rate, rate, recorded_epoch(content), known if isinstance(known, dict) else {})
+    optimizers, arguments = optimizers_of(content), first_of(content, ARGUMENT_KEYS)
+    rate, known = learning_rate(optimizers), plain(arguments) if isinstance(arguments, dict) else {}
+    recorded = known if isinstance(known, dict) else {}
+    return Snapshot(name, weights, rate, rate, recorded_epoch(content), recorded, optimizer_name(optimizers))
 
 
 def refuse_same_tensors(contents: Mapping[int, Any]) -> None:
