@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy
+from conftest import texts_of
 from test_calibration import SETTINGS, place, runs
 from test_pages import viewer
 
-from pages.shared.i18n import LANGUAGES
+from pages.shared.i18n import LANGUAGES, texts
 from tracin_core.data.files import read_json
 from tracin_core.data.readers import reader_for
 from tracin_core.engine.training import train
@@ -220,7 +221,7 @@ def test_questions_without_an_answer_are_refused(place: Workspace, runs: dict[st
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_page_says_what_came_of_it_or_how_to_ask(
+def test_the_page_says_what_came_of_it_or_asks(
     place: Workspace, runs: dict[str, Run], found: dict[str, Faithfulness], monkeypatch: pytest.MonkeyPatch, language: str
 ) -> None:
     look = viewer(place.root, monkeypatch)
@@ -231,6 +232,25 @@ def test_the_page_says_what_came_of_it_or_how_to_ask(
     kept = (place.root / FOLDER / found["number"].number / "result.json").rename(place.root / "kept.json")
     try:
         asked = look("verify", lang=language, run=runs["number"].id)
-        assert f"evaluate lds --run {runs['number'].id}" in asked.code[0].value
+        assert texts(language)["foretold.none"] in texts_of(asked)
     finally:
         kept.rename(place.root / FOLDER / found["number"].number / "result.json")
+
+
+def test_the_button_asks_what_the_fields_say(
+    place: Workspace, runs: dict[str, Run], found: dict[str, Faithfulness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same question is the same evaluation, whose trainings are there; another one trains."""
+    look, run = viewer(place.root, monkeypatch), runs["order"]
+    asked = dict(found["order"].to_dict())
+    pressed = look("verify", run=run.id, subsets=str(SUBSETS), times=str(REPEATS)).button(key="start_lds").click().run()
+    assert not pressed.exception
+    job = next(one for one in place.jobs(limit=10) if one.kind == "faithfulness")
+    assert place.queue.wait(job.id).state == "done"
+    assert job.request["evaluation"] == asked["number"]
+    alone = look("verify", run=run.id, drawn="single", unit="pair", subsets="7", times="1").button(key="start_lds").click().run()
+    assert not alone.exception
+    newest = next(one for one in place.jobs(limit=10) if one.kind == "faithfulness")
+    told = {name: newest.request[name] for name in ("drawn", "unit", "subsets", "repeats", "share")}
+    assert told == {"drawn": "single", "unit": "pair", "subsets": 7, "repeats": 1, "share": 0.0}
+    place.queue.wait(newest.id)

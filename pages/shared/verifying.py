@@ -22,12 +22,25 @@ from tracin_core.records.evaluations import (
     retrainings,
     start_retraining,
 )
-from tracin_core.records.faithfulness import DRAWN, Faithfulness, faithfulness
+from tracin_core.records.faithfulness import (
+    DRAWN,
+    FEWEST,
+    REPEATS,
+    SUBSETS,
+    UNITS,
+    Drawn,
+    Faithfulness,
+    Unit,
+    faithfulness,
+    start_lds,
+)
 from tracin_core.records.jobs import Job
 from tracin_core.records.report.decisions import own_training
 from tracin_core.records.runs import Run
 
 LASTING: Final[dict[str, tuple[Lasting, ...]]] = {"both": ("epochs", "steps"), "epochs": ("epochs",), "steps": ("steps",)}
+MOST_SUBSETS: Final = 1_000
+HALF, GROUP = 0.5, 0.05  # of the training side: what a half holds, and what is left out as a group
 ICONS: Final = {"helps": ":material/check_circle:", "harms": ":material/dangerous:", "unproven": ":material/help:"}
 
 
@@ -72,11 +85,7 @@ def start(run: Run, listed: pd.Series) -> None:
             weight = float(
                 st.number_input(t("verify.weight"), 0.01, 0.99, step=0.05, width=150, help=t("verify.weight.help"), **picker)
             )
-    count = seeds * (1 + len(lasting) * (2 + draws))
-    seconds = seconds_of_one(run)
-    told = t("verify.count", n=count) + " "
-    told += t("verify.unknown") if seconds is None else t("verify.estimate", duration=widgets.duration(count * seconds))
-    st.markdown(told)
+    st.markdown(cost(run, seeds * (1 + len(lasting) * (2 + draws))))
     if st.button(t("verify.start"), type="primary", icon=":material/science:", key="start_retraining"):
         told = read_json(listed["provenance"])
         chosen = pd.DataFrame(told["entries"])
@@ -168,9 +177,11 @@ def foretold(run: Run) -> None:
     """How well each method's influences foretold training on subsets, the preview of a list among them; or how to measure it."""
     st.subheader(t("foretold.title"))
     found = faithfulness(session.workspace(), run)
+    with st.expander(t("foretold.ask"), icon=":material/science:", expanded=not found):
+        ask_foretold(run)
+    widgets.running("faithfulness", run)
     if not found:
         st.markdown(t("foretold.none"))
-        st.code(f".venv/bin/python -m tracin_core evaluate lds --run {run.id}", language=None)
         return
     st.markdown(f":small[{t('foretold.preview')}]")
     for drawn in DRAWN:
@@ -178,6 +189,30 @@ def foretold(run: Run) -> None:
         if newest is not None:
             st.markdown(f"**{t(f'foretold.{drawn}')}**")
             one_foretold(newest)
+
+
+def ask_foretold(run: Run) -> None:
+    """What is left out, how often, and how long that takes; and the button."""
+    with st.container(horizontal=True, gap="large", vertical_alignment="bottom"):
+        drawn = cast(Drawn, widgets.choose_code("foretold.left_out", DRAWN, key="drawn"))
+        units = UNITS if run.noun == "pair" else UNITS[:1]
+        unit = cast(Unit, widgets.choose_code("foretold.of", units, key="unit")) if len(units) > 1 else units[0]
+        counts = number("subsets", SUBSETS, FEWEST, MOST_SUBSETS)
+        subsets = int(st.number_input(t("foretold.subsets"), FEWEST, MOST_SUBSETS, width=150, **counts))
+        times = number("times", REPEATS, 1, 20)
+        repeats = int(st.number_input(t("foretold.times"), 1, 20, width=150, help=t("foretold.times.help"), **times))
+    st.markdown(cost(run, subsets * repeats))
+    if st.button(t("foretold.start"), icon=":material/science:", key="start_lds"):
+        share = GROUP if drawn == "groups" else HALF
+        start_lds(session.workspace(), run, unit=unit, drawn=drawn, subsets=subsets, repeats=repeats, share=share)
+        st.rerun()
+
+
+def cost(run: Run, trainings: int) -> str:
+    """So many trainings, and how long they take where that is known."""
+    seconds = seconds_of_one(run)
+    told = t("verify.unknown") if seconds is None else t("verify.estimate", duration=widgets.duration(trainings * seconds))
+    return f"{t('verify.count', n=trainings)} {told}"
 
 
 def one_foretold(newest: Faithfulness) -> None:
