@@ -16,9 +16,10 @@ from tracin_core.data.files import read_json
 from tracin_core.data.readers import read_inputs
 from tracin_core.engine.training import train
 from tracin_core.errors import InputError, ViewError
-from tracin_core.records.evaluations import Action, Retraining, arms_of, left_out_before, retrainings, settings_of, start_retraining
+from tracin_core.records.evaluations import Retraining, arms_of, left_out_before, retrainings, settings_of, start_retraining
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace
+from tracin_core.scores.actions import Action
 
 
 @pytest.fixture(scope="module")
