@@ -46,6 +46,7 @@ def sentence(table: Any, language: str = "en", key: str = "preview.sentence") ->
         "reached_after": f"{table['reached_after'].mean():.1%}",
     }
     counts = {"better": int((table["rise"] < 0).sum()), "worse": int((table["rise"] > 0).sum()), "tests": len(table)}
+    counts["same"] = len(table) - counts["better"] - counts["worse"]
     return said(language, key, **told, **counts)
 
 

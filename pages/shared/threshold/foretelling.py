@@ -114,6 +114,7 @@ def in_words(run: Run, methods: Methods, table: pd.DataFrame) -> None:
         "reached_after": share(table["reached_after"].mean(), number),
         "better": int((rise < 0).sum()),
         "worse": int((rise > 0).sum()),
+        "same": int((rise == 0).sum()),
         "tests": len(table),
     }
     st.markdown(t("preview.sentence.number" if number else "preview.sentence", **told))
