@@ -113,12 +113,9 @@ def strata(run: Run, view: View) -> None:
             return
         found = prepared(view, "strata", lambda: strata_of(view))
         reached = {"train": run.reached, "test": run.test_reached}
-        with st.container(horizontal=True, gap="large"):
-            sides = {side: st.container(width=480) for side in reached}
-        for side, place in sides.items():
-            with place:
-                st.markdown(f"**{t(f'strata.{side}')}**")
-                strata_table(run, found[side], reached[side])
+        for side, told in reached.items():
+            st.markdown(f"**{t(f'strata.{side}')}**")
+            strata_table(run, found[side], told)
         st.markdown(f":small[{t('strata.why')}]")
         each_test(run, view, found["test"])
 
@@ -134,9 +131,10 @@ def strata_table(run: Run, scores: dict[str, Array], reached: Array) -> None:
         reached=[f"{value:.4g}" if numbers else f"{value:.1%}" for value in found["reached"]],
         interval=intervals(found),
     )
-    names = {"score": t("strata.score"), "third": t("thirds.third"), "n": t("strata.n"), "range": t("strata.range")}
+    names = {"score": t("strata.score"), "third": t("thirds.third")}
     names |= {"reached": t("thirds.reached.number" if numbers else "thirds.reached")}
     names |= {} if numbers else {"interval": t("thirds.interval")}
+    names |= {"n": t("strata.n"), "range": t("strata.range")}
     st.dataframe(shown[list(names)], hide_index=True, column_config=names)
 
 

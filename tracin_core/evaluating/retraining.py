@@ -38,7 +38,7 @@ def retrain(progress: Progress) -> dict[str, Any]:
     rows = []
     for done, (lasting, arm, seed) in enumerate(asked):
         settings = {**request["settings"], "seed": seed}
-        if lasting == "steps":
+        if lasting == "steps" and arm["name"] != "none":
             settings["epochs"] = epochs_for(whole[seed], lines_of(request, arm), recipe, dataset, request["settings"])
         place = folder / f"{lasting}-{arm['name']}-{seed}"
         told = trained(progress, recipe, dataset, place, settings, arm, done=done, total=len(asked))
