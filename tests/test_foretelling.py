@@ -42,6 +42,7 @@ def sentence(table: Any, language: str = "en", key: str = "preview.sentence") ->
     told = {
         "loss": f"{table['loss'].mean():.4g}",
         "loss_after": f"{table['loss_after'].mean():.4g}",
+        "change": f"{table['rise'].mean():+.2g}",
         "reached": f"{table['reached'].mean():.1%}",
         "reached_after": f"{table['reached_after'].mean():.1%}",
     }
@@ -73,8 +74,8 @@ def test_the_page_says_what_the_replay_foretells(
     assert sentence(table, language) in texts_of(test)
     assert said(language, "preview.unknown") in texts_of(test)
     hit = table.nlargest(foretelling.WORST, "rise")
-    shown = next(frame.value for frame in test.dataframe if "loss_after" in frame.value)
-    assert shown["loss_after"].tolist() == [charts.short(value) for value in hit["loss_after"]]
+    shown = next(frame.value for frame in test.dataframe if "rise_of_loss" in frame.value)
+    assert shown["rise_of_loss"].tolist() == [f"{value:+.3g}" for value in hit["rise"]]
 
 
 def test_only_what_fits_the_list_is_offered(look: Callable[..., AppTest]) -> None:

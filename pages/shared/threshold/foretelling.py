@@ -1,5 +1,6 @@
 """What the next training with the list is predicted to do to the tests, and how far such predictions were right on this data set."""
 
+from hashlib import sha256
 from typing import Any, Final, Literal, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from tracin_core.scores.view import View
 
 AT_ONCE: Final = 0.5  # seconds that a preview may take unasked, each time the line is let go
 WORST: Final = 5  # tests in the table
+NEWEST: Final = 10  # retrained lists that the preview is held against
 METHOD: Final = "linearised_retraining"
 
 Named = npt.NDArray[np.int64]
@@ -64,7 +66,7 @@ def foretold(run: Run, view: View, named: Named, action: Action, weight: float) 
     if run.kind == "scores":
         to_first_order(view, named, action, weight, t("preview.imported"))
         return
-    what = ("preview", action, weight if action == "down_weight" else None, named.tobytes())
+    what = ("preview", action, weight if action == "down_weight" else None, sha256(named.tobytes()).hexdigest())
     try:
         methods = methods_of(run, view)
         seconds = prepared(view, "preview.seconds", methods.preview_seconds)
@@ -110,6 +112,7 @@ def in_words(run: Run, methods: Methods, table: pd.DataFrame) -> None:
     told: dict[str, Any] = {
         "loss": f"{table['loss'].mean():.4g}",
         "loss_after": f"{table['loss_after'].mean():.4g}",
+        "change": f"{rise.mean():+.2g}",
         "reached": share(table["reached"].mean(), number),
         "reached_after": share(table["reached_after"].mean(), number),
         "better": int((rise < 0).sum()),
@@ -138,13 +141,14 @@ def worst(run: Run, view: View, table: pd.DataFrame) -> None:
         return
     number = run.task == "regression"
     shown = hit.assign(
-        **{name: [charts.short(value) for value in hit[name]] for name in ("loss", "loss_after")},
+        loss=[charts.short(value) for value in hit["loss"]],
+        rise_of_loss=[f"{value:+.3g}" for value in hit["rise"]],
         reached=[
             f"{share(one, number)} → {share(two, number)}" if number else f"{right(one)} → {right(two)}"
             for one, two in zip(hit["reached"], hit["reached_after"], strict=True)
         ],
     )
-    names = {name: t(f"preview.column.{name}") for name in ("what", "loss", "loss_after")}
+    names = {name: t(f"preview.column.{name}") for name in ("what", "loss", "rise_of_loss")}
     names["reached"] = t("preview.column.error" if number else "preview.column.right")
     st.dataframe(shown[list(names)], hide_index=True, column_config=names)
 
@@ -209,7 +213,7 @@ def of_subsets(run: Run) -> bool:
 
 def of_lists(run: Run, view: View) -> bool:
     """Foretold against measured, for each list of this run that was really retrained; whether there is one."""
-    done = retrainings(session.workspace(), run)
+    done = retrainings(session.workspace(), run)[:NEWEST]
     rows, silent = [], 0
     for result in done:
         row = against(run, view, result)
@@ -219,9 +223,9 @@ def of_lists(run: Run, view: View) -> bool:
         agree = sum(row["agree"] for row in rows)
         st.markdown(t("preview.lists", agree=agree, n=len(rows)))
         table = pd.DataFrame(rows).assign(agree=[t("preview.yes" if row["agree"] else "preview.no") for row in rows])
-        names = {name: t(f"preview.column.{name}") for name in ("list", "foretold", "measured", "agree")}
+        names = {name: t(f"preview.column.{name}") for name in ("foretold", "measured", "agree", "list")}
         st.dataframe(table[list(names)], hide_index=True, column_config=names)
-        st.markdown(f":small[{t('preview.lists.what')}]")
+        st.markdown(f":small[{t('preview.lists.what', most=NEWEST)}]")
     if silent:
         st.markdown(f":small[{t('preview.lists.silent', n=silent)}]")
     return bool(done)
