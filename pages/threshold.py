@@ -4,7 +4,7 @@ import streamlit as st
 
 from pages.shared import frame, session, widgets
 from pages.shared.i18n import t
-from pages.shared.threshold import exclusion, exporting, surface, verdicts
+from pages.shared.threshold import exclusion, exporting, foretelling, surface, verdicts
 
 with frame.page("page.threshold"):
     run = session.selected_run()
@@ -21,6 +21,7 @@ with frame.page("page.threshold"):
             with st.expander(t("surface"), icon=":material/grid_on:", on_change="rerun", key="surface.open") as opened:
                 if opened.open:
                     surface.show(view, line)
+        foretelling.show(run, view, final.entries)
         st.subheader(t("desk.title"))
         who = verdicts.desk(run, view, line, chosen, told)
         with st.container(horizontal=True, gap="large"):  # below each other where there is no room

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pandas as pd
 import pytest
 from lab import Shelf, Studio, stop_worker
 from playwright.sync_api import Page, expect
@@ -135,6 +136,11 @@ def texts_of(test: AppTest) -> str:
     """Everything that a page says in words, for looking something up in it."""
     kinds = ("title", "header", "subheader", "markdown", "error", "warning", "info", "success", "caption")
     return "\n".join(str(element.value) for kind in kinds for element in getattr(test, kind))
+
+
+def listed_of(test: AppTest) -> pd.DataFrame:
+    """The list that the threshold page shows, whatever tables stand before it."""
+    return next(table.value for table in test.dataframe if "id" in table.value)
 
 
 # ---- with one -------------------------------------------------------------------------------------------------------------------

@@ -4,9 +4,13 @@ from itertools import combinations, permutations
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from lab import Studio, recipe_for
+from test_pages import said, viewer
 
+from tracin_core.records.runs import Run
 from tracin_core.scores.chance import label_chance, number_chance, order_chance
 
 
@@ -48,3 +52,28 @@ def test_numbers_are_held_against_the_mean() -> None:
     good = number_chance(targets + 0.1 * generator.normal(size=50), targets, 0.0)
     assert good.passed
     assert f"{np.mean(targets**2):.4g}" in good.detail
+
+
+@pytest.fixture(scope="module")
+def runs(studio: Studio) -> dict[bool, str]:
+    """At chance or not -> run: the small lab's, of two epochs, and one of a longer training."""
+    folder = studio.place.root / "trainings" / "longer"
+    job = studio.place.start_training(studio.run.recipe, settings={"epochs": 15, "save_epochs": (15,)}, folder=folder)
+    studio.place.queue.wait(job.id)
+    longer = studio.place.compute(recipe_for(studio.run.recipe.data.place, folder))
+    assert isinstance(longer, Run)
+    found = {not run.above_chance.passed: run.id for run in (longer, studio.run)}
+    assert set(found) == {True, False}
+    return found
+
+
+@pytest.mark.parametrize("at_chance", [True, False])
+@pytest.mark.parametrize("page", sorted(path.stem for path in (ROOT / "pages").glob("*.py")))
+def test_every_page_says_that_a_model_is_at_chance_before_any_influence(
+    studio: Studio, runs: dict[bool, str], page: str, at_chance: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the line of the title, as one of its badges; and of a model that has learnt something, nowhere."""
+    test = viewer(studio.place.root, monkeypatch)(page, run=runs[at_chance])
+    assert not test.exception
+    told = [said("en", "run.at_chance") in text.value for text in test.main.markdown]
+    assert any(told[:2]) == any(told) == at_chance

@@ -8,7 +8,7 @@ from pathlib import Path
 import lab
 import pytest
 import torch
-from conftest import opened, texts_of
+from conftest import listed_of, opened, texts_of
 from lab import Studio
 from streamlit.testing.v1 import AppTest
 
@@ -120,7 +120,7 @@ def test_the_list_is_the_rules_own(look: Callable[..., AppTest], studio: Studio,
     threshold = view.suggested_threshold(2, mode)
     test = look("threshold", mode=mode, m=2, most=4, T=threshold)
     chosen = view.exclusions(threshold, 2, 4, mode)
-    assert test.dataframe[0].value["id"].tolist() == chosen["id"].tolist()
+    assert listed_of(test)["id"].tolist() == chosen["id"].tolist()
     assert test.metric[0].value == str(len(chosen))
     assert test.metric[1].value == f"{view.sweep(2, mode).counts(threshold)['pairs'][0]:,}"
 
@@ -162,7 +162,7 @@ def test_a_written_list_is_on_disk_and_survives_the_session(look: Callable[..., 
     assert not test.error
     newest = studio.place.exported_exclusions(studio.run).iloc[0]
     lines = [line for line in newest["text"].read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    assert lines == test.dataframe[0].value["id"].tolist()
+    assert lines == listed_of(test)["id"].tolist()
     assert newest["who"] == "Ada"
     command = look("threshold").code[0].value
     assert f"--run {studio.run.id} --exclusions-file" in command

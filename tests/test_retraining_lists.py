@@ -16,9 +16,10 @@ from tracin_core.data.files import read_json
 from tracin_core.data.readers import read_inputs
 from tracin_core.engine.training import train
 from tracin_core.errors import InputError, ViewError
-from tracin_core.records.evaluations import Action, Retraining, arms_of, left_out_before, retrainings, settings_of, start_retraining
+from tracin_core.records.evaluations import Retraining, arms_of, left_out_before, retrainings, settings_of, start_retraining
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace
+from tracin_core.scores.actions import Action
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,29 @@ def test_a_list_is_retrained_against_its_controls(run: Run, place: Workspace) ->
     assert kept["exclusions"]["pairs"] == len(chosen)
     assert np.load(folder / "outputs.npy").shape[0] == sum(kept["split"].values())
     assert not list(folder.glob("*.pt"))
+
+
+def test_equal_steps_alone_can_be_asked_for(run: Run, place: Workspace) -> None:
+    """The training without a list says how many steps there are; its result names the list and has the validation side's figures."""
+    chosen = run.view().exclusions(**RULE)
+    asked: dict[str, Any] = {"rule": {"file": "steps"}, "seeds": 2, "draws": 1, "lasting": ("steps",)}
+    job = place.queue.wait(start_retraining(place, run, chosen, **asked).id)
+    assert job.state == "done", job.error
+    found = next(one for one in retrainings(place, run) if one.rule == asked["rule"])
+    assert (found.lasting, found.lines) == (["steps"], tuple(chosen["id"]))
+    for name, told in (("validation_loss", "validation_loss"), ("validation_score", "validation_accuracy")):
+        last = {
+            arm: [
+                read_json(place.root / "evaluations" / found.number / f"steps-{arm}-{seed}" / "training.json")["history"][-1][told]
+                for seed in (1, 2)
+            ]
+            for arm in ("list", "none")
+        }
+        moved = found.moved(name)  # type: ignore[arg-type]
+        assert moved is not None
+        assert moved.difference.mean == pytest.approx(np.mean(last["list"]) - np.mean(last["none"]), abs=1e-9)
+    assert finished({"none": [1.0, 1.0], "list": [1.0, 2.0]}).moved("validation_loss") is None
+    shutil.rmtree(place.root / "evaluations" / found.number)
 
 
 def test_asked_again_nothing_is_trained_again(run: Run, place: Workspace) -> None:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from influence_cases import FLOAT64, make_case, slow_influence, slow_self
 from lab import Studio
 from streamlit.testing.v1 import AppTest
 from test_pages import said, texts_of, viewer
@@ -14,7 +15,7 @@ from test_pages import said, texts_of, viewer
 from pages.shared import spread
 from pages.shared.i18n import LANGUAGES
 from tracin_core import charts
-from tracin_core.scores.spread import group_spread, thirds
+from tracin_core.scores.spread import group_spread, share_interval, strata, thirds
 from tracin_core.scores.view import View
 
 
@@ -78,6 +79,61 @@ def test_thirds_say_what_the_model_reaches(studio: Studio, look: Callable[..., A
     table = next(frame.value for frame in page.dataframe if "third" in frame.value)
     assert table["reached"].iloc[-1] == f"{np.mean(np.array(right)[top]):.1%}"
     assert table["n"].iloc[-1] == top.sum()
+
+
+@given(right=st.integers(0, 40), wrong=st.integers(0, 40))
+def test_the_interval_of_a_share_is_where_the_score_test_does_not_reject(right: int, wrong: int) -> None:
+    """Wilson's: its ends are the shares p at which (found - p)^2 = z^2 p (1 - p) / n."""
+    count = right + wrong
+    low, high = share_interval([1.0] * right + [0.0] * wrong)
+    if not count:
+        assert np.isnan(low)
+        return
+    for end in (low, high):
+        assert (right / count - end) ** 2 == pytest.approx(1.959963984540054**2 * end * (1 - end) / count, abs=1e-9)
+    assert low <= right / count <= high
+
+
+def test_numbers_have_no_interval_of_a_share_and_half_a_success_is_left_out() -> None:
+    assert np.isnan(share_interval([0.3, 2.0])).all()
+    assert share_interval([1.0, 0.5, 0.0]) == share_interval([1.0, 0.0, 0.0])
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_strata_are_of_the_sums_of_each_row_and_column(seed: int) -> None:
+    case = make_case(seed)
+    view = case.view()
+    influence, found = slow_influence(view, case), strata(view)
+    for side, table, own in (("train", influence, "train"), ("test", influence.T, "test")):
+        told = found[side]
+        np.testing.assert_allclose(told["self_influence"], slow_self(view, case, own), **FLOAT64)
+        for row in range(len(table)):
+            assert told["mean_influence"][row] == pytest.approx(sum(table[row]) / len(table[row]), abs=1e-9)
+            assert told["total_influence"][row] == pytest.approx(sum(abs(value) for value in table[row]), abs=1e-9)
+
+
+def test_tests_are_shown_by_third_and_one_by_one(studio: Studio, look: Callable[..., AppTest]) -> None:
+    """By hand: the tests that the last checkpoint orders right, among the third on which most influence lies."""
+    run, view = studio.run, studio.run.view()
+    total, last = np.abs(view.influence()).sum(axis=0), run.kernels.test_outputs[-1].astype(float)
+    right = np.array([pair.target * (last[pair.first] - last[pair.second]) > 0 for pair in run.test_pairs.itertuples()])
+    top = total > np.quantile(total, 2 / 3)
+    page = look("distribution", run=run.id)
+    assert not any("score" in frame.value and "range" in frame.value for frame in page.dataframe)
+    page.session_state["strata.open"] = True
+    page.run()
+    assert not page.error
+    _, tests = (frame.value for frame in page.dataframe if "score" in frame.value and "range" in frame.value)
+    row = tests[(tests["score"] == said("en", "strata.total_influence")) & (tests["third"] == said("en", "thirds.high"))].iloc[0]
+    low, high = share_interval(right[top].astype(float))
+    assert (row["n"], row["reached"]) == (top.sum(), f"{right[top].mean():.1%}")
+    assert row["interval"] == f"{100 * low:.1f} – {100 * high:.1f}"
+    each = next(frame.value for frame in page.dataframe if "test" in frame.value)
+    order = np.argsort(-total, kind="stable")
+    assert len(each) == min(len(total), spread.TESTS)
+    assert each["reached"].tolist() == [said("en", "preview.right" if right[place] else "preview.wrong") for place in order]
+    assert set(each["total_influence"][top[order]]) == {said("en", "thirds.high")}
 
 
 def test_a_line_over_a_histogram_is_on_its_axis() -> None:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, idle, start_server, stop_server, texts_of, visit
+from conftest import ROOT, idle, listed_of, start_server, stop_server, texts_of, visit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from influence_cases import CASES, SETTINGS, Case
@@ -248,7 +248,7 @@ def test_a_relative_threshold_is_the_views_own(
     view = studio.run.view()
     threshold, population = view.threshold_at(**{by: given_})  # type: ignore[arg-type]
     test = look(given=by, m=1, most=0, **{key: value})
-    assert test.dataframe[0].value["id"].tolist() == view.exclusions(threshold, 1, None)["id"].tolist()
+    assert listed_of(test)["id"].tolist() == view.exclusions(threshold, 1, None)["id"].tolist()
     assert f"{len(population.values):,} scores that are not 0" in texts_of(test)
     test.text_input(key="who").set_value("Ada").run()
     test.button(key="write_list").click().run()
@@ -291,12 +291,12 @@ def test_suspects_are_for_review_and_only_a_person_excludes(look: Callable[..., 
     found = view.suspects("self_influence", threshold)
     test = look(rule="suspect", S=threshold)
     assert [metric.value for metric in test.metric[:2]] == ["0", f"{len(found)}"]
-    assert test.dataframe[0].value.empty
+    assert listed_of(test).empty
     one, other = found.iloc[3], view.train_pairs[~view.train_pairs["id"].isin(found["id"])].iloc[0]
     for entry in (one, other):
         studio.place.decide(studio.run, (entry["id2"], entry["id1"]), "exclude", who="Ada", rule="suspect")
     test.run()
-    assert test.dataframe[0].value["id"].tolist() == [one["id"]]
+    assert listed_of(test)["id"].tolist() == [one["id"]]
     test.button(key="write_list").click().run()
     newest = studio.place.exported_exclusions(studio.run).iloc[0]
     told = json.loads(newest["provenance"].read_text(encoding="utf-8"))
@@ -324,7 +324,7 @@ def test_verdicts_override_the_rule_and_both_counts_are_exported(
     studio.place.decide(studio.run, samples(chosen.iloc[1]), "look_again", who="Lin")
     test = look(mode=mode, m=1, most=4, T=threshold)
     expected = [*chosen["id"].tolist()[1:], added["id"]]
-    assert test.dataframe[0].value["id"].tolist() == expected
+    assert listed_of(test)["id"].tolist() == expected
     assert said("en", "verdict.sum", rule=len(chosen), excluded=1, kept=1, final=len(chosen)) in texts_of(test)
     assert said("en", "export.checked", n=len(chosen), found=len(chosen)) in texts_of(test)
     test.button(key="write_list").click().run()
@@ -374,7 +374,7 @@ def test_a_copy_of_the_metadata_is_marked_and_the_file_stays(look: Callable[...,
     before = source.read_bytes()
     test = look(m=1, mode="sample", most=2)
     test.button(key="write_list").click().run()
-    listed = test.dataframe[0].value["id"].tolist()
+    listed = listed_of(test)["id"].tolist()
     test.toggle(key="mark").set_value(True).run()
     test.button(key="mark.start").click().run()
     assert not test.error

@@ -11,15 +11,19 @@ import streamlit as st
 from pages.shared import examples, grouping, session, widgets
 from pages.shared.i18n import t
 from pages.shared.session import plain
+from pages.shared.threshold.exclusion import prepared
 from tracin_core import charts
 from tracin_core.records.runs import Run
 from tracin_core.scores.maps import example_kernel, example_pca, tsne
 from tracin_core.scores.patterns import quadrants as quadrants_of
-from tracin_core.scores.spread import thirds
+from tracin_core.scores.spread import strata as strata_of
+from tracin_core.scores.spread import third_of, thirds
 from tracin_core.scores.view import View
 
 MARKS: Final = (0.05, 0.5, 0.95)
 NEIGHBOURS: Final = 1_000  # examples whose t-SNE takes some seconds
+TESTS: Final = 500  # rows of the table of tests
+RIGHT: Final = {1.0: "right", 0.5: "tied", 0.0: "wrong"}
 LOOKS: Final = ("spread", "groups", "quadrants", "map")
 
 Array = npt.NDArray[np.float64]
@@ -72,6 +76,7 @@ def spread(run: Run, view: View, score: str, scale: charts.Scale, part: Part) ->
     widgets.quantile_table(quantiles)
     if run.kind != "scores":  # imported scores have no model
         reached_in_thirds(run, view, score, values, part)
+        strata(run, view)
 
 
 def reached_in_thirds(run: Run, view: View, score: str, values: charts.Array, part: Part) -> None:
@@ -85,13 +90,66 @@ def reached_in_thirds(run: Run, view: View, score: str, values: charts.Array, pa
         third=[t(f"thirds.{name}") for name in found["third"]],
         reached=[f"{value:.4g}" if numbers else f"{value:.1%}" for value in found["reached"]],
         **{end: [charts.short(value) for value in found[end]] for end in ("lowest", "highest")},
+        interval=intervals(found),
     )
     with st.expander(t("thirds.title.number" if numbers else "thirds.title"), icon=":material/stacked_bar_chart:"):
         names = {name: t(f"thirds.{name}") for name in ("n", "lowest", "highest")}
         of = {"third": t("thirds.third"), **names, "reached": t("thirds.reached.number" if numbers else "thirds.reached")}
-        st.dataframe(shown, hide_index=True, column_config=of)
+        of |= {} if numbers else {"interval": t("thirds.interval")}
+        st.dataframe(shown[list(of)], hide_index=True, column_config=of)
         why = f" {t('thirds.why.self_influence')}" if score == "self_influence" else ""
         st.markdown(f":small[{t('thirds.why')}{why}]")
+
+
+def intervals(found: pd.DataFrame) -> list[str]:
+    """The intervals of shares, in percent."""
+    return [f"{100 * low:.1f} – {100 * high:.1f}" for low, high in zip(found["below"], found["above"], strict=True)]
+
+
+def strata(run: Run, view: View) -> None:
+    """What the model gets right in each third of self-influence, mean and total influence, on either side; and each test."""
+    with st.expander(t("strata.title"), icon=":material/stacked_bar_chart:", on_change="rerun", key="strata.open") as opened:
+        if not opened.open:
+            return
+        found = prepared(view, "strata", lambda: strata_of(view))
+        reached = {"train": run.reached, "test": run.test_reached}
+        for side, told in reached.items():
+            st.markdown(f"**{t(f'strata.{side}')}**")
+            strata_table(run, found[side], told)
+        st.markdown(f":small[{t('strata.why')}]")
+        each_test(run, view, found["test"])
+
+
+def strata_table(run: Run, scores: dict[str, Array], reached: Array) -> None:
+    """One row per score and third."""
+    numbers = run.task == "regression"
+    parts = [thirds(values, reached).assign(score=t(f"strata.{score}")) for score, values in scores.items()]
+    found = pd.concat(parts, ignore_index=True)
+    shown = found.assign(
+        third=[t(f"thirds.{name}") for name in found["third"]],
+        range=[f"{charts.short(low)} – {charts.short(high)}" for low, high in zip(found["lowest"], found["highest"], strict=True)],
+        reached=[f"{value:.4g}" if numbers else f"{value:.1%}" for value in found["reached"]],
+        interval=intervals(found),
+    )
+    names = {"score": t("strata.score"), "third": t("thirds.third")}
+    names |= {"reached": t("thirds.reached.number" if numbers else "thirds.reached")}
+    names |= {} if numbers else {"interval": t("thirds.interval")}
+    names |= {"n": t("strata.n"), "range": t("strata.range")}
+    st.dataframe(shown[list(names)], hide_index=True, column_config=names)
+
+
+def each_test(run: Run, view: View, scores: dict[str, Array]) -> None:
+    """Every test with what the model reaches on it and the third that it is in, the most influenced first."""
+    numbers = run.task == "regression"
+    order = np.argsort(-scores["total_influence"], kind="stable")[:TESTS]
+    told = {"test": [examples.example_label(view.test_pairs.iloc[row]) for row in order]}
+    value = run.test_reached[order]
+    told["reached"] = [f"{one:.4g}" if numbers else t(f"preview.{RIGHT[one]}") for one in value]
+    named = {score: [t(f"thirds.{name}") for name in third_of(values)[order]] for score, values in scores.items()}
+    names = {"test": t("strata.each"), "reached": t("thirds.reached.number" if numbers else "thirds.reached")}
+    names |= {score: t(f"strata.{score}") for score in scores}
+    st.dataframe(pd.DataFrame({**told, **named}), hide_index=True, column_config=names, height=min(38 + 35 * len(order), 320))
+    st.markdown(f":small[{t('finding.shown', shown=len(order), total=len(view.test_pairs))}]")
 
 
 def choose_other(run: Run, view: View) -> tuple[str, View] | None:

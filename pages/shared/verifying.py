@@ -11,17 +11,7 @@ from pages.shared.i18n import t
 from pages.shared.session import plain
 from tracin_core import charts
 from tracin_core.data.files import read_json
-from tracin_core.records.evaluations import (
-    DRAWS,
-    SEEDS,
-    WEIGHT,
-    Action,
-    Lasting,
-    Retraining,
-    actions_for,
-    retrainings,
-    start_retraining,
-)
+from tracin_core.records.evaluations import DRAWS, SEEDS, Lasting, Retraining, retrainings, start_retraining
 from tracin_core.records.faithfulness import (
     DRAWN,
     FEWEST,
@@ -37,6 +27,7 @@ from tracin_core.records.faithfulness import (
 from tracin_core.records.jobs import Job
 from tracin_core.records.report.decisions import own_training
 from tracin_core.records.runs import Run
+from tracin_core.scores.actions import WEIGHT, Action, actions_for
 
 LASTING: Final[dict[str, tuple[Lasting, ...]]] = {"both": ("epochs", "steps"), "epochs": ("epochs",), "steps": ("steps",)}
 MOST_SUBSETS: Final = 1_000
@@ -69,7 +60,7 @@ def list_label(row: pd.Series) -> str:
 
 def start(run: Run, listed: pd.Series) -> None:
     """What is done with the list, how often it is trained and how long that takes; and the button."""
-    action = cast(Action, widgets.choose_code("verify.action", actions_for(run, noun_of(listed)), key="action"))
+    action = cast(Action, widgets.choose_code("verify.action", actions_for(run.task, noun_of(listed)), key="action"))
     weight, lasting = WEIGHT, LASTING["epochs"]
     with st.container(horizontal=True, gap="large", vertical_alignment="bottom"):
         seeds = int(
@@ -139,9 +130,7 @@ def results(run: Run) -> None:
 
 def one_result(run: Run, result: Retraining) -> None:
     """A sentence that a tired person understands, the intervals it rests on, and every single training."""
-    when = f"{pd.Timestamp(result.created, unit='s'):%Y-%m-%d %H:%M} UTC"
-    done = t(f"verify.result.{result.action}", n=result.entries, when=when, weight=result.weight)
-    st.markdown(f"**{done}**" + (f" · {plain(result.who)}" if result.who else ""))
+    st.markdown(f"**{done_in_words(result)}**" + (f" · {plain(result.who)}" if result.who else ""))
     if result.digest != run.digest:
         st.warning(t("verify.stale"), icon=":material/history:")
     for lasting in result.lasting:
@@ -171,6 +160,12 @@ def one_result(run: Run, result: Retraining) -> None:
         t("verify.download"), content, f"retraining_{result.number}.json", "application/json",
         key=f"download.{result.number}", on_click="ignore", icon=":material/download:",
     )  # fmt: skip
+
+
+def done_in_words(result: Retraining) -> str:
+    """What was done with the list, with how many, and when it was measured."""
+    when = f"{pd.Timestamp(result.created, unit='s'):%Y-%m-%d %H:%M} UTC"
+    return t(f"verify.result.{result.action}", n=result.entries, when=when, weight=result.weight)
 
 
 def foretold(run: Run) -> None:

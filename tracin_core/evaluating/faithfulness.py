@@ -262,4 +262,4 @@ def damped(methods: Methods, examples: Chosen, outcome: Array, seed: int) -> tup
 
 def replayed(methods: Methods, examples: Chosen) -> tuple[Array, None]:
     """Minus each test's loss after the linearised training without what the subset leaves out."""
-    return np.stack([-methods.preview(~row)["loss_without"].to_numpy() for row in examples]), None
+    return np.stack([-methods.preview(~row)["loss_after"].to_numpy() for row in examples]), None

@@ -14,6 +14,7 @@ from tracin_core.records.evaluations import MEASURE
 from tracin_core.records.interchange import training_exclusions
 from tracin_core.records.progress import Progress
 from tracin_core.records.runs import Run
+from tracin_core.scores.relabel import likeliest_others
 
 
 def retrain(progress: Progress) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def retrain(progress: Progress) -> dict[str, Any]:
     rows = []
     for done, (lasting, arm, seed) in enumerate(asked):
         settings = {**request["settings"], "seed": seed}
-        if lasting == "steps":
+        if lasting == "steps" and arm["name"] != "none":
             settings["epochs"] = epochs_for(whole[seed], lines_of(request, arm), recipe, dataset, request["settings"])
         place = folder / f"{lasting}-{arm['name']}-{seed}"
         told = trained(progress, recipe, dataset, place, settings, arm, done=done, total=len(asked))
@@ -47,6 +48,7 @@ def retrain(progress: Progress) -> dict[str, Any]:
         progress.advance(done + 1)
     kept = {name: request[name] for name in ("run", "digest", "rule", "entries", "noun", "assumed", "settings")}
     kept |= {name: request[name] for name in ("action", "weight") if name in request}
+    kept["arms"] = request["arms"]
     result = {**kept, "measure": MEASURE[recipe.task.kind], "created": time.time(), "who": progress.job.who, "table": rows}
     write_json(folder / "result.json", result)
     return {"evaluation": request["evaluation"], "run_id": request["run"]}
@@ -109,18 +111,15 @@ def changed(
         return samples, {"weights": dict.fromkeys(stay, request["weight"])}
     if action == "turn":
         return samples, {"flip_pairs": named.pairs - before.pairs}
-    others = likeliest_others(progress.workspace.run(request["run"]))
+    others = other_labels(progress.workspace.run(request["run"]))
     labels = samples["id"].map({name: others[name] for name in named.samples})
     return samples.assign(label=labels.fillna(samples["label"]).astype(np.int64)), {}
 
 
-def likeliest_others(run: Run) -> dict[str, int]:
+def other_labels(run: Run) -> dict[str, int]:
     """Of each training sample of a classification the label that the last checkpoint finds most likely, but for its own."""
     side = run.splits["train"]
-    outputs, labels = run.kernels.train_outputs[-1].astype(np.float64), side["label"].to_numpy()
-    if outputs.ndim == 1:
-        return dict(zip(side["id"], (1 - labels).tolist(), strict=True))
-    others = np.where(np.arange(outputs.shape[1]) == labels[:, None], -np.inf, outputs).argmax(axis=1)
+    others = likeliest_others(run.kernels.train_outputs[-1], side["label"].to_numpy())
     return dict(zip(side["id"], others.tolist(), strict=True))
 
 
@@ -140,11 +139,13 @@ def epochs_for(whole: dict[str, Any], lines: list[str], recipe: Recipe, dataset:
 
 
 def outcome(told: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """The test side's figures of one training."""
-    last = told["history"][-1]
+    """The test side's figures of one training; and the validation side's, which its preview is about."""
+    last, measure = told["history"][-1], MEASURE[recipe.task.kind]
     return {
-        "score": last[f"test_{MEASURE[recipe.task.kind]}"],
+        "score": last[f"test_{measure}"],
         "loss": last["test_loss"],
+        "validation_score": last.get(f"validation_{measure}"),
+        "validation_loss": last.get("validation_loss"),
         "examples": told["train_pairs"] or told["train_samples"],
         "epochs": told["settings"]["epochs"],
     }

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from tracin_core.records.jobs import Job
 from tracin_core.records.report.decisions import own_training
 from tracin_core.records.runs import Run
 from tracin_core.records.store import digest_of
+from tracin_core.scores.actions import WEIGHT, Action, actions_for
 from tracin_core.scores.evaluation import Effect, paired_effect
 from tracin_core.scores.rollups import roll_up
 
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from tracin_core.records.workspace import Workspace
 
 Lasting = Literal["epochs", "steps"]
-Action = Literal["exclude", "down_weight", "turn", "relabel"]
-ACTIONS: Final[tuple[Action, ...]] = get_args(Action)
-WEIGHT: Final = 0.25  # of a down-weighted example in the loss
 SEEDS: Final = 3
 DRAWS: Final = 3
 FOLLOWED: Final = ("epochs", "learning_rate", "schedule", "momentum", "batch_pairs", "batch_size")  # of the run's own training
@@ -158,19 +156,13 @@ DONE: Final[dict[Action, str]] = {
 }
 
 
-def actions_for(run: Run, noun: Literal["pair", "sample"]) -> list[Action]:
-    """What can be done with a list of the run's pairs, or samples."""
-    changed: list[Action] = ["turn"] if noun == "pair" else ["relabel"] if run.task == "classification" else []
-    return ["exclude", "down_weight", *changed]
-
-
 def require_action(run: Run, noun: Literal["pair", "sample"], action: Action, weight: float) -> None:
     """That can be done with such a list.
 
     Raises:
         InputError: it cannot, or the weight is none between 0 and 1.
     """
-    offered = actions_for(run, noun)
+    offered = actions_for(run.task, noun)
     if action not in offered:
         raise InputError(f"A list of {noun}s of a {run.task} cannot be put to '{action}'; choose from {', '.join(offered)}.")
     if not 0 < weight < 1:
@@ -221,8 +213,10 @@ class Retraining:
     """A finished evaluation of one list.
 
     Attributes:
-        table: one row per training: lasting, arm, seed, score (test side), loss, examples (trained on), epochs.
+        table: one row per training: lasting, arm, seed, score (test side), loss, validation_score, validation_loss, examples (trained
+            on), epochs. Older results do not have the validation side's.
         measure: accuracy, larger is better; or error, smaller is.
+        lines: the ids that the list names; None: an older result, which does not say.
     """
 
     number: str
@@ -238,6 +232,7 @@ class Retraining:
     table: pd.DataFrame
     action: Action = "exclude"
     weight: float | None = None
+    lines: tuple[str, ...] | None = None
 
     @property
     def lasting(self) -> list[str]:
@@ -247,6 +242,15 @@ class Retraining:
         """The change of the test score, in the direction that is better, paired by seed; `random` is the mean of the draws of each seed."""
         sign = -1.0 if self.measure == "error" else 1.0
         return paired_effect(sign * self._by_seed(arm, lasting), sign * self._by_seed(against, lasting))
+
+    def moved(self, name: Literal["validation_loss", "validation_score"]) -> Effect | None:
+        """By how much the list raised the validation side's loss or score, paired by seed; None: an older result, which does not say.
+
+        With as many steps as without it, where that was asked for, as the preview has.
+        """
+        if name not in self.table or self.table[name].isna().any():
+            return None
+        return paired_effect(self._by_seed("list", self.lasting[-1], name), self._by_seed("none", self.lasting[-1], name))
 
     def verdict(self, lasting: str) -> Verdict:
         """Whether the list did better than the same done to as many examples at random: helps, harms, or unproven (0 is in between)."""
@@ -273,10 +277,10 @@ class Retraining:
                 )
         return pd.DataFrame(rows)
 
-    def _by_seed(self, arm: str, lasting: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _by_seed(self, arm: str, lasting: str, name: str = "score") -> np.ndarray[Any, np.dtype[np.float64]]:
         rows = self.table[self.table["lasting"] == (lasting if arm != "none" else self.lasting[0])]
         of_arm = rows[rows["arm"].str.startswith("random_") if arm == "random" else rows["arm"] == arm]
-        return of_arm.groupby("seed")["score"].mean().sort_index().to_numpy(dtype=np.float64)
+        return of_arm.groupby("seed")[name].mean().sort_index().to_numpy(dtype=np.float64)
 
 
 def retrainings(place: "Workspace", run: Run) -> list[Retraining]:
@@ -297,6 +301,7 @@ def read_result(file: Path) -> Retraining | None:
             file.parent.name, told["run"], told["digest"], told["rule"], told["entries"], told["noun"], told["measure"],
             tuple(told["assumed"]), told["created"], told["who"], pd.DataFrame(told["table"]),
             told.get("action", "exclude"), told.get("weight"),
+            next((tuple(arm["lines"]) for arm in told.get("arms", ()) if arm["name"] == "list"), None),
         )  # fmt: skip
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
         return None

@@ -16,7 +16,7 @@ from tracin_core.data.samples import all_pairs, every_draw, listed_draws, pairs_
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.recipe import Cotangent, LabelLossName, LossName, NumberLossName, RankingTask, Recipe
 from tracin_core.records.store import BlockKey, BlockStore, digest_of
-from tracin_core.scores.chance import Chance, label_chance, number_chance, order_chance
+from tracin_core.scores.chance import Chance, label_chance, label_reached, number_chance, order_chance, order_reached
 from tracin_core.scores.comparison import DEFAULT_RIDGE, Methods, Training
 from tracin_core.scores.examples import TestQuantity
 from tracin_core.scores.influence import Kernels, Measure
@@ -373,15 +373,22 @@ class Run:
     @cached_property
     def reached(self) -> npt.NDArray[np.float64]:
         """What the last checkpoint reaches on each training example: 1 right, 0.5 undecided, 0 wrong; of numbers, the squared error."""
-        outputs = self.kernels.train_outputs[-1].astype(np.float64)
-        if self.task == "ranking":
-            pairs = self.train_pairs
-            return np.asarray(np.heaviside(pairs["target"].to_numpy() * (outputs[pairs["first"]] - outputs[pairs["second"]]), 0.5))
-        side = self.splits["train"]
+        pairs = self.train_pairs if self.task == "ranking" else None
+        return self._reached(self.kernels.train_outputs[-1], self.splits["train"], pairs)
+
+    @cached_property
+    def test_reached(self) -> npt.NDArray[np.float64]:
+        """The same of each test, which is of the validation side."""
+        pairs = self.test_pairs if self.task == "ranking" else None
+        return self._reached(self.kernels.test_outputs[-1], self.splits["validation"], pairs)
+
+    def _reached(self, raw: npt.NDArray[Any], side: pd.DataFrame, pairs: pd.DataFrame | None) -> npt.NDArray[np.float64]:
+        outputs = raw.astype(np.float64)
+        if pairs is not None:
+            return order_reached(pairs["target"].to_numpy() * (outputs[pairs["first"]] - outputs[pairs["second"]]))
         if self.task == "regression":
             return np.asarray((outputs.reshape(-1) - side["target"].to_numpy(dtype=np.float64)) ** 2)
-        chosen = outputs.argmax(axis=1) if outputs.ndim == 2 else outputs > 0
-        return np.asarray(chosen == side["label"].to_numpy(), dtype=np.float64)
+        return label_reached(outputs, side["label"].to_numpy())
 
     def preview(self, sample_id: str) -> Preview:
         """Where the worker wrote what there is to see and hear of the sample; not every kind of data has all of it.

@@ -35,6 +35,25 @@ class Chance:
         return {"name": "above_chance", "passed": self.passed, "value": self.reached, "detail": self.detail}
 
 
+def order_reached(gaps: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Of pairs, by target x (difference of scores): 1 in the right order, 0.5 tied, 0 wrong."""
+    return np.asarray(np.heaviside(np.asarray(gaps, dtype=np.float64), 0.5))
+
+
+def label_reached(outputs: npt.ArrayLike, labels: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Of labels: 1 where the largest of the outputs [n, k], or the sign of the one output [n], tells the label, else 0."""
+    given = np.asarray(outputs)
+    chosen = given.argmax(axis=1) if given.ndim == 2 else given > 0
+    return np.asarray(chosen == np.asarray(labels), dtype=np.float64)
+
+
+def number_error(outputs: npt.ArrayLike, targets: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Of numbers: the absolute difference from the target, in its unit; of several outputs each, their mean: [n]."""
+    wanted = np.asarray(targets, dtype=np.float64)
+    given = np.asarray(outputs, dtype=np.float64).reshape(len(wanted), -1)
+    return np.asarray(np.abs(given - wanted.reshape(len(wanted), -1)).mean(axis=1))
+
+
 def order_chance(gaps: npt.ArrayLike, labels: npt.ArrayLike) -> Chance:
     """Of pairs, by target x (difference of scores); a tie is half right, and guessing orders half of them.
 
@@ -47,7 +66,7 @@ def order_chance(gaps: npt.ArrayLike, labels: npt.ArrayLike) -> Chance:
         labels: of the samples that the pairs are formed of, each sample once.
     """
     given = np.asarray(gaps, dtype=np.float64)
-    accuracy = float(np.mean((given > 0) + 0.5 * (given == 0)))
+    accuracy = float(np.mean(order_reached(given)))
     tied = np.unique(np.asarray(labels), return_counts=True)[1].astype(np.float64)
     samples = int(tied.sum())
     spread = samples * (samples - 1) * (2 * samples + 5) - float((tied * (tied - 1) * (2 * tied + 5)).sum())
@@ -63,9 +82,8 @@ def label_chance(outputs: npt.ArrayLike, labels: npt.ArrayLike) -> Chance:
         outputs: [n, k], the largest is told; or [n], whose sign is.
         labels: [n], from 0.
     """
-    given, wanted = np.asarray(outputs), np.asarray(labels)
-    chosen = given.argmax(axis=1) if given.ndim == 2 else given > 0
-    accuracy = float(np.mean(chosen == wanted))
+    wanted = np.asarray(labels)
+    accuracy = float(np.mean(label_reached(outputs, wanted)))
     guess = float(np.unique(wanted, return_counts=True)[1].max() / wanted.size)
     error = float(np.sqrt(guess * (1 - guess) / wanted.size))
     told = f"{accuracy:.3f} of {wanted.size} validation samples get their label; the most frequent one has {guess:.3f}"

@@ -280,6 +280,21 @@ class Influence:
             total += scores[:, here].sum(axis=1)
         return np.asarray(total / live.size)
 
+    def summed_influence(self, shares: npt.ArrayLike) -> Array:
+        """One number per test: the sum of the influences of all training examples on it, each times its share: [M].
+
+        A sum of products is the product with a sum, so that no table of influences is made.
+
+        Raises:
+            ViewError: the view does not measure dot, whose values alone add up; or there is not one share per training example.
+        """
+        if self.measure != "dot":
+            raise ViewError(f"Values of {self.measure} do not add up; choose the measure dot.")
+        kernel = self.kernels.test_train
+        summed = (self._incidence.T @ self._one_each(shares)).reshape(len(kernel), -1)
+        towards = np.stack([own @ part for own, part in zip(kernel, summed, strict=True)])
+        return np.asarray(np.einsum("cme,cme->m", self.test.coefficients(), towards[:, self.test.ends]))
+
     def worst_influence(self) -> Array:
         """One number per training example: its lowest measure over the live tests: [N]; below 0 where it harms any of them.
 

@@ -60,6 +60,18 @@ def relabelled(
     return samples.assign(label=labels, **{column: told})
 
 
+def likeliest_others(outputs: npt.NDArray[Any], labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Of each sample the label that these outputs find most likely, but for its own: [n]. One output has two labels: the other one.
+
+    Args:
+        outputs: [n], or [n, k]; equals are told in the order of their labels.
+    """
+    given = np.asarray(outputs, dtype=np.float64)
+    if given.ndim == 1 or given.shape[1] == 1:
+        return np.asarray(1 - labels, dtype=np.int64)
+    return np.asarray(np.where(np.arange(given.shape[1]) == labels[:, None], -np.inf, given).argmax(axis=1), dtype=np.int64)
+
+
 def relabel_counts(old: pd.DataFrame, new: pd.DataFrame, places: Sequence[int]) -> RelabelCounts:
     """How the pairs of these samples changed from one table of pairs to the other."""
     both = _of(old, places).merge(_of(new, places), on=PAIR_KEYS, how="outer", suffixes=("_old", "_new"), indicator="side")

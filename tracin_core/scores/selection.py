@@ -106,6 +106,12 @@ class Selection(Influence):
             return np.isin(self._pair_keys(self.train.members), self._pair_keys(self._places(chosen)))
         return self.train_pairs[["id1", "id2"]].isin(chosen["id"].tolist()).any(axis=1).to_numpy()
 
+    def named(self, chosen: pd.DataFrame) -> npt.NDArray[np.int64]:
+        """How often a list names each training example: once; or a pair of a list of samples once for each of its ends: [N]."""
+        if self.train.members.shape[1] == 1 or "id1" in chosen.columns:
+            return self.removed(chosen).astype(np.int64)
+        return self.train_pairs[["id1", "id2"]].isin(chosen["id"].tolist()).sum(axis=1).to_numpy(dtype=np.int64)
+
     def _places(self, chosen: pd.DataFrame) -> npt.NDArray[np.int64]:
         """Rows of the training samples that a list of pairs names; -1 for a sample that is not among them: [entries, 2]."""
         rows = pd.Series(np.arange(len(self.train_samples)), index=self.train_samples["id"])
