@@ -22,6 +22,7 @@ from tracin_core.engine.models import build_model
 from tracin_core.errors import DataError, JobFailedError, MachineError, RecipeError, ViewError
 from tracin_core.recipe import Recipe
 from tracin_core.records.evaluations import settings_of
+from tracin_core.records.faithfulness import FOLDER, faithfulness, start_lds
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace, open_workspace
 
@@ -346,3 +347,20 @@ def test_the_dashboard_offers_it_for_single_samples(
     job = place.jobs(limit=1)[0]
     place.queue.wait(job.id)
     assert place.run(str(place.queue.get(job.id).run_id)).damping == 3.0
+
+
+def test_it_is_judged_on_the_trainings_of_the_plain_run(place: Workspace, recipes: dict[str, Recipe]) -> None:
+    """The same halves, none trained again, and figures of its own."""
+    plain, run = computed(place, recipes["classes"]), computed(place, divided(recipes["classes"]))
+    place.queue.wait(start_lds(place, plain, subsets=20, repeats=1).id)
+    (first,) = faithfulness(place, plain)
+    trained = {path: path.stat().st_mtime_ns for path in (place.root / FOLDER).glob("*/*/training.json")}
+    place.queue.wait(start_lds(place, run, subsets=20, repeats=1).id)
+    (found,) = faithfulness(place, run)
+    assert {path: path.stat().st_mtime_ns for path in (place.root / FOLDER).glob("*/*/training.json")} == trained
+    assert (first.trainings, found.trainings) == (first.number, first.number)
+    assert found.number != first.number
+    assert {"curvature", "training_time", "linearised_retraining"} <= set(found.missing)
+    assert first.per_test["tracin"].tolist() != found.per_test["tracin"].tolist()
+    place.queue.wait(start_lds(place, run, subsets=7, repeats=1, drawn="groups", share=0.2).id)
+    assert faithfulness(place, run)[0].trainings == faithfulness(place, run)[0].number

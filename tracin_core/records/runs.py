@@ -178,9 +178,18 @@ class Run:
         self.loss = PairLoss(**self.manifest.loss) if self.task == "ranking" else SampleLoss(**self.manifest.loss)
         self.truth = list(self.manifest.truth)
         self.created = self.manifest.created
-        self.digest = digest_of(
-            [self.manifest.groups, {side: [c.digest for c in self.manifest.chunks[side]] for side in self.manifest.chunks}]
-        )
+        self.digest = self._digest_with(self.manifest.groups)
+
+    def _digest_with(self, groups: Sequence[str]) -> str:
+        return digest_of([groups, {side: [c.digest for c in self.manifest.chunks[side]] for side in self.manifest.chunks}])
+
+    @property
+    def plain_digest(self) -> str:
+        """The digest of the run of the same checkpoints and samples by plain gradients."""
+        if self.precondition == "none":
+            return self.digest
+        definitions = [self._store.definition(group) for group in self.manifest.groups]
+        return self._digest_with([digest_of({**told, "precondition": None}) for told in definitions])
 
     @cached_property
     def samples(self) -> pd.DataFrame:
