@@ -287,6 +287,23 @@ def test_gradients_are_divided_there_as_here(recordings: Path, dask: LabCluster,
         stop_worker(there)
 
 
+def test_curvature_is_measured_here_and_read_there(dask: LabCluster, tmp_path: Path) -> None:
+    here, there = (open_workspace(tmp_path / name) for name in ("here", "there"))
+    file, folder = lab.write_arrays(tmp_path / "points.npz"), here.root / "trainings" / "points"
+    recipe = lab.arrays_recipe(file, folder, "kind", {"kind": "classification"}, 3)
+    try:
+        here.queue.wait(here.start_training(recipe, settings=lab.SHORT, folder=folder).id)
+        for workspace, settings in ((here, {}), (there, dask.settings)):
+            engine = {**recipe.to_dict()["engine"], "precondition": "ekfac", **settings}
+            workspace.compute(Recipe.from_dict({**recipe.to_dict(), "engine": engine}))
+        assert kernel_bytes(here.root) == kernel_bytes(there.root)
+        kept = [sorted(path.name for path in one.root.glob("checkpoints/curvatures/*.json")) for one in (here, there)]
+        assert kept[0] == kept[1] != []
+    finally:
+        stop_worker(here)
+        stop_worker(there)
+
+
 def test_each_block_has_one_receipt_of_its_own_checksum(specs: list[BlockSpec], computed: Workspace, dask: LabCluster) -> None:
     outcomes = Watched(specs, dask.engine).run()
     assert names(outcomes) == sorted(spec.key.name for spec in specs)

@@ -42,6 +42,20 @@ class Preconditioning:
 
 
 @dataclass(frozen=True)
+class CurvedPreconditioning:
+    """By which curvature the gradients of a checkpoint are divided: see `engine/ekfac.py`.
+
+    Args:
+        curvature: digest of the kept copy, which no damping is in.
+        damping: times the mean eigenvalue.
+    """
+
+    curvature: str
+    damping: float
+    form: Literal["ekfac"] = "ekfac"
+
+
+@dataclass(frozen=True)
 class BlockSpec:
     """One block to compute.
 
@@ -63,7 +77,7 @@ class BlockSpec:
     layers: Layers
     cotangent: Cotangent = "score"
     plugin: str | None = None
-    precondition: Preconditioning | None = None
+    precondition: Preconditioning | CurvedPreconditioning | None = None
 
 
 @dataclass(frozen=True)
@@ -162,12 +176,17 @@ def loaded_model(root: str, checkpoint: str, section: str, plugin: str | None, d
 
 
 @lru_cache(maxsize=1)
-def loaded_precondition(root: str, folder: str, chosen: Preconditioning | None, model: Any, device: str) -> Any:
-    """1 / D by the name of its parameter, as the engine takes it; None for plain gradients."""
+def loaded_precondition(
+    root: str, folder: str, chosen: Preconditioning | CurvedPreconditioning | None, model: Any, device: str
+) -> Any:
+    """What gradients are multiplied by, as the engine takes it; None for plain gradients."""
     from tracin_core.engine.adam import load_precondition
+    from tracin_core.engine.ekfac import load_curvature
 
     if chosen is None:
         return None
+    if isinstance(chosen, CurvedPreconditioning):
+        return load_curvature(Path(root) / "checkpoints", chosen.curvature).relative_inverse(chosen.damping)
     origin = None if chosen.origin is None else chunk_tensors(folder, chosen.origin, device)[0][:ORIGIN_SAMPLES]
     return load_precondition(model, Path(root) / "checkpoints", chosen.second_moment, chosen.form, origin)
 

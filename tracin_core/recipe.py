@@ -357,7 +357,7 @@ class EngineSection(Section):
     """How the kernels are computed, and where.
 
     How: each of `batch_size`, `threads`, `device` and `kernel_budget` can change the last bits of a result and is part of every cache key;
-    `precondition` changes what is computed, and is part of it where it is not "none".
+    `precondition`, with the `damping` of "ekfac", changes what is computed, and is part of it where it is not "none".
     Where (`WHERE`): the same bytes come from this machine and from a cluster, so none of these is part of any key or run id.
     """
 
@@ -371,9 +371,13 @@ class EngineSection(Section):
         ge=1,
         description="bytes of one checkpoint's kernels above which layers are kept as `rest` and `last`; None: 256 MiB",
     )
-    precondition: Literal["none", "adam", "adam_full"] = Field(
+    precondition: Literal["none", "adam", "adam_full", "ekfac"] = Field(
         default="none",
-        description="gradients divided by Adam's frozen denominator: by row and column means, or in full; none: plain gradients, as of SGD",
+        description="adam, adam_full: gradients divided by Adam's frozen denominator, by row and column means or in full; ekfac: by the "
+        "damped curvature of the training side at each checkpoint; none: plain gradients, as of SGD",
+    )
+    damping: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="of ekfac: times the mean eigenvalue of the curvature"
     )
     executor: Literal["local", "dask"] = Field(
         default="local", description="local: this machine; dask: the workers of a Dask cluster"
@@ -405,6 +409,12 @@ class EngineSection(Section):
                 f"tls_cert and tls_key"
             )
         return address
+
+    @model_validator(mode="after")
+    def damping_is_of_ekfac(self) -> Self:
+        if self.damping != 1.0 and self.precondition != "ekfac":
+            raise ValueError('damping would change nothing without precondition = "ekfac"; add it, or leave damping out')
+        return self
 
     @model_validator(mode="after")
     def cluster_is_complete(self) -> Self:
@@ -482,6 +492,16 @@ class Recipe(Section):
             raise ValueError(f"{self.task.kind} reads one output of the model, but it has {outputs}; give outputs = 1")
         return self
 
+    @model_validator(mode="after")
+    def curvature_suits_the_task(self) -> Self:
+        """EKFAC is a sum over samples; a loss of pairs has a curvature that no sum over samples is."""
+        if self.engine.precondition == "ekfac" and self.task.kind == "ranking":
+            raise ValueError(
+                'precondition = "ekfac" is of losses of single samples, and ranking is of pairs; set precondition = "none" and ask for the '
+                "method curvature, which is exact in the span of the samples"
+            )
+        return self
+
     @property
     def classes(self) -> int | None:
         """How many labels a classifier tells apart, where the model's section says so."""
@@ -517,11 +537,25 @@ class Recipe(Section):
         return cls.from_dict(settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, without the settings left open; and without `precondition` where there is none, which older digests do not know."""
+        """Plain values, without the settings left open; and without `precondition` and `damping` where they change nothing, because older
+        digests do not know them.
+        """
         told = self.model_dump(mode="json", exclude_none=True)
-        if self.engine.precondition == "none":
-            del told["engine"]["precondition"]
+        for name in self._idle:
+            del told["engine"][name]
         return told
+
+    @property
+    def _idle(self) -> set[str]:
+        """Settings of the engine that change nothing."""
+        form = self.engine.precondition
+        return {"precondition", "damping"} if form == "none" else set() if form == "ekfac" else {"damping"}
+
+    @property
+    def plain(self) -> Self:
+        """The same analysis by plain gradients."""
+        engine = self.engine.model_copy(update={"precondition": "none", "damping": 1.0})
+        return self.model_copy(update={"engine": engine})
 
     def to_toml(self) -> str:
         """The text of `analysis.toml`; `from_toml` gives back an equal recipe."""
@@ -535,8 +569,7 @@ class Recipe(Section):
         """SHA-256 of everything but the name and where it is computed: equal digests ask for the same computation."""
         settings = self.to_dict()
         settings.pop("name")
-        idle = EngineSection.WHERE if self.engine.precondition != "none" else {*EngineSection.WHERE, "precondition"}
-        settings["engine"] = {name: value for name, value in settings["engine"].items() if name not in idle}
+        settings["engine"] = {name: value for name, value in settings["engine"].items() if name not in EngineSection.WHERE}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

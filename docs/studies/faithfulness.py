@@ -4,8 +4,9 @@
 
 Linear datamodelling scores by `evaluate lds` (docs/maths.md): the damping of curved methods is chosen on half of the subsets and every
 figure is of the other half, with 95 % bootstrap intervals over tests and subsets. Stability: self-influence of runs that differ in their
-seed alone, by `evaluate stability`. Writes `faithfulness.md` and `faithfulness.json` beside this file; what was computed in the workspace
-before is not computed again.
+seed alone, by `evaluate stability`. EKFAC: runs of the same checkpoints with `precondition = "ekfac"`, judged on the same trained halves;
+their damping is chosen among DAMPINGS like that of the others. Writes `faithfulness.md` and `faithfulness.json` beside this file; what was
+computed in the workspace before is not computed again.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
 import pandas as pd
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -22,11 +24,15 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from cases import angles, digits, write_down  # noqa: E402
 
+from tracin_core.evaluating.faithfulness import kept_examples, summed, unit_names, what_stays  # noqa: E402
 from tracin_core.recipe import Recipe  # noqa: E402
-from tracin_core.records.faithfulness import Unit, faithfulness, start_lds  # noqa: E402
+from tracin_core.records.faithfulness import FOLDER, Faithfulness, Unit, faithfulness, start_lds  # noqa: E402
 from tracin_core.records.runs import Run  # noqa: E402
 from tracin_core.records.stability import compare_runs  # noqa: E402
 from tracin_core.records.workspace import Workspace, open_workspace  # noqa: E402
+from tracin_core.scores.evaluation import lds  # noqa: E402
+
+DAMPINGS: Final = (0.1, 1.0, 10.0, 100.0)  # of EKFAC, times the mean eigenvalue
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,7 @@ def foretold(place: Workspace, name: str, count: int, subsets: int) -> tuple[lis
     case = CASES[name]
     run = prepared(place, case.data, count, 1)
     repeats, drawn = (1, subsets) if case.data != "angles" else (2, max(2 * subsets // 5, 6))
-    job = place.queue.wait(start_lds(place, run, unit=case.unit, subsets=drawn, repeats=repeats).id)
-    found = next(one for one in faithfulness(place, run) if one.number == (job.result or {})["evaluation"])
+    found = judged(place, run, case.unit, drawn, repeats)
     jobs = [one for one in place.jobs(limit=1_000) if (one.result or {}).get("evaluation") == found.number]
     seconds = max((one.finished or 0.0) - (one.started or 0.0) for one in jobs)  # of the one that trained
     ceiling = "" if found.ceiling is None else f" One seed's losses foretell another's to {found.ceiling:.3f}."
@@ -84,13 +89,60 @@ def foretold(place: Workspace, name: str, count: int, subsets: int) -> tuple[lis
     for row in found.methods.to_dict("records"):
         damping = "" if pd.isna(row["delta"]) else f"{row['delta']:g}"
         lines.append(f"| {row['method']} | {row['lds']:.3f} ({row['low']:.3f} to {row['high']:.3f}) | {damping} |")
+    told = {"case": name, "aim": case.aim, "seconds": seconds, **plain_values(found)}
+    if case.data != "angles":
+        added, told["ekfac"] = curved(place, run, found)
+        lines += added
     lines += ["", *(f"Not asked: {method}. {why}" for method, why in found.missing.items()), ""]
-    return lines, {
-        "case": name,
-        "aim": case.aim,
-        "seconds": seconds,
-        **{k: v for k, v in found.to_dict().items() if k != "per_test"},
-    }
+    return lines, told
+
+
+def judged(place: Workspace, run: Run, unit: Unit, subsets: int, repeats: int) -> Faithfulness:
+    job = place.queue.wait(start_lds(place, run, unit=unit, subsets=subsets, repeats=repeats).id)
+    return next(one for one in faithfulness(place, run) if one.number == (job.result or {})["evaluation"])
+
+
+def plain_values(found: Faithfulness) -> dict[str, Any]:
+    return {name: value for name, value in found.to_dict().items() if name != "per_test"}
+
+
+def curved(place: Workspace, run: Run, plain: Faithfulness) -> tuple[list[str], list[dict[str, Any]]]:
+    """A row of the table for EKFAC at each damping, judged on the trainings of the plain run; the other half's choice is marked."""
+    told, rows = [], []
+    for damping in DAMPINGS:
+        recipe = run.recipe.to_dict()
+        recipe |= {
+            "name": f"{run.name}, EKFAC {damping:g}",
+            "engine": {**recipe["engine"], "precondition": "ekfac", "damping": damping},
+        }
+        divided = place.compute(Recipe.from_dict(recipe))
+        assert isinstance(divided, Run)
+        found = judged(place, divided, plain.unit, plain.subsets, plain.repeats)
+        assert found.trainings == plain.number
+        told.append({"damping": damping, "chosen_by": on_the_other_half(place, divided, found), **plain_values(found)})
+    best = max(told, key=lambda one: one["chosen_by"])
+    for one in told:
+        row = next(row for row in one["methods"] if row["method"] == "tracin")
+        mark = ", the best on the other half" if one is best else ""
+        rows.append(f"| ekfac | {row['lds']:.3f} ({row['low']:.3f} to {row['high']:.3f}) | {one['damping']:g}{mark} |")
+    return rows, told
+
+
+def on_the_other_half(place: Workspace, run: Run, found: Faithfulness) -> float:
+    """The LDS of the run's influences on those halves that no figure is reported on."""
+    methods, seed = run.methods(), int(found.trainings, 16)
+    names = unit_names(methods, found.unit, set())
+    kept = what_stays(methods, {"drawn": found.drawn, "subsets": found.subsets, "share": found.share}, names, seed)
+    rows = [list(run.samples["id"]).index(name) for name in methods.view.test_samples["id"]]
+    losses = []
+    for subset in range(found.subsets):
+        outputs = [
+            np.load(place.root / FOLDER / found.trainings / f"{subset:03d}-{n + 1}" / "outputs.npy") for n in range(found.repeats)
+        ]
+        losses.append(np.mean([methods.test_losses(each[rows].astype(float).reshape(-1, 1))[:, 0] for each in outputs], axis=0))
+    predicted = summed(methods, "tracin", kept_examples(methods, found.unit, names, kept, set()))
+    chosen_on = np.random.default_rng(seed).permutation(found.subsets)[: found.subsets // 2]
+    return lds(predicted[chosen_on], -np.array(losses)[chosen_on], resamples=0).mean
 
 
 def steady(place: Workspace, count: int, seeds: int) -> tuple[list[str], dict[str, Any]]:

@@ -16,7 +16,7 @@ from tracin_core.recipe import MODEL_FORMS, Recipe
 from tracin_core.records.jobs import Job
 
 SHOWN_JOBS: Final = 8
-PRECONDITIONS: Final = ("none", "adam", "adam_full")
+OF_ADAM: Final = ("adam", "adam_full")
 RECIPE: Final = "analysis.toml"  # beside the checkpoints of this product's own training
 FILE_COLUMNS: Final = (
     "file",
@@ -96,7 +96,7 @@ def start(checkpoints: Checkpoints, data: choosing.Data, task: dict[str, Any]) -
     told = [checkpoints.folder.name, *(f"{name} {value}" for name, value in task.items() if value and name in ("loss", "margin"))]
     name = st.text_input(t("compute.name"), " ".join(told), width=300, key=f"name.{told}")  # the default follows what was chosen
     split = choosing.choose_split(data)
-    precondition = choose_precondition(checkpoints)
+    engine = choose_formula(checkpoints, task.get("kind", ""))
     if not st.button(t("compute.go"), type="primary", icon=":material/play_arrow:", key="start"):
         return
     settings = {
@@ -106,24 +106,32 @@ def start(checkpoints: Checkpoints, data: choosing.Data, task: dict[str, Any]) -
         "split": split,
         "task": task,
         "checkpoints": {"folder": checkpoints.folder, "prefix": checkpoints.prefix},
-        "engine": {"precondition": precondition},
+        "engine": engine,
     }
     begin(Recipe.from_dict(settings))
 
 
-def choose_precondition(checkpoints: Checkpoints) -> str:
-    """By which formula; a choice only where a look found Adam's second moment in every checkpoint after epoch 0."""
+def choose_formula(checkpoints: Checkpoints, task: str) -> dict[str, Any]:
+    """By which formula; Adam's only where a look found its second moment in every checkpoint after epoch 0, EKFAC's not for pairs."""
     files = [file for file in files_seen(checkpoints) if file["accepted"] and file["epoch"]]
-    if not files or not all(file.get("second_moment") for file in files):
-        return "none"
-    return st.selectbox(
-        t("compute.precondition"),
-        PRECONDITIONS,
-        format_func=lambda form: t(f"compute.precondition.{form}"),
-        help=t("compute.precondition.help"),
-        width=420,
-        key="precondition",
-    )
+    of_adam = OF_ADAM if files and all(file.get("second_moment") for file in files) else ()
+    forms = ("none", *of_adam, *(() if task in ("", "ranking") else ("ekfac",)))
+    if forms == ("none",):
+        return {}
+    with st.container(horizontal=True):
+        precondition = st.selectbox(
+            t("compute.precondition"),
+            forms,
+            format_func=lambda form: t(f"compute.precondition.{form}"),
+            help=t("compute.precondition.help"),
+            width=420,
+            key="precondition",
+        )
+        if precondition != "ekfac":
+            return {"precondition": precondition}
+        label, told = t("compute.damping"), t("compute.damping.help")
+        damping = st.number_input(label, min_value=1e-6, value=1.0, format="%g", help=told, width=150, key="damping")
+    return {"precondition": precondition, "damping": damping}
 
 
 def begin(recipe: Recipe) -> None:

@@ -110,7 +110,10 @@ def page(title: str, **values: Any) -> Iterator[None]:
                 color="orange",
                 help=t("run.sgd_formula.help"),
             )
-        if run is not None and run.precondition != "none":
+        if run is not None and run.damping is not None:
+            told = t("run.ekfac.help", damping=f"{run.damping:g}")
+            st.badge(t("run.ekfac_formula"), icon=":material/info:", color="blue", help=told)
+        elif run is not None and run.precondition != "none":
             st.badge(t("run.adam_formula"), icon=":material/info:", color="blue", help=t(f"run.{run.precondition}.help"))
         if run is not None and run.kind == "scores":
             st.badge(t("run.imported"), icon=":material/file_open:", color="violet", help=t("run.imported.help"))

@@ -6,10 +6,9 @@ Gradients are changed once each, to D^(1/2) g; every product of them is then a p
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from tracin_core.engine.layers import Factor, Formed
+from tracin_core.engine.layers import Factor, Formed, Outer
 from tracin_core.errors import UnknownParameterError
 
 
@@ -31,9 +30,33 @@ class KroneckerFactor:
     inputs: Tensor
     scales: Tensor
 
-    def root(self, gradients: Tensor) -> Tensor:
+    def root(self, weight: Factor, bias: Factor | None) -> Tensor:
         """`[n, p, q]`: D^(1/2) of each gradient, in the basis V (x) U, where products are the same."""
-        return (self.outputs.T @ gradients @ self.inputs) * self.scales.sqrt()
+        return rotated(weight, bias, self.outputs, self.inputs) * self.scales.sqrt()
+
+
+def rotated(weight: Factor, bias: Factor | None, outputs: Tensor, inputs: Tensor) -> Tensor:
+    """`[n, p, q]`: V^T G U of each sample's gradient G = [weight, bias] of one layer, V and U being `outputs` and `inputs`.
+
+    A sum of outer products b (x) a stays one, of V^T b and U^T a: that is cheaper than turning what it sums to.
+    """
+    turned = inputs if bias is None else inputs[:-1]  # the last row is the bias's
+    if isinstance(weight, Outer) and weight.inputs.shape[1] == 1:
+        rows, parts = in_parameter_order(weight)
+        matrix = (parts @ outputs).transpose(1, 2) @ (rows @ turned)
+    else:
+        matrix = outputs.T @ weight.matrices() @ turned
+    if bias is None:
+        return matrix
+    return matrix + (bias.matrices().flatten(1) @ outputs)[:, :, None] * inputs[-1]
+
+
+def in_parameter_order(factor: Outer) -> tuple[Tensor, Tensor]:
+    """Of the one group, inputs `[n, positions, q]` with channels before the kernel, as in the weight, and output gradients `[n, .., p]`."""
+    inputs = factor.inputs[:, 0]
+    if factor.kernel:
+        inputs = inputs.unflatten(2, (*factor.kernel, -1)).movedim(-1, 2).flatten(2)
+    return inputs, factor.outputs[:, 0]
 
 
 @dataclass(frozen=True)
@@ -90,8 +113,7 @@ class Preconditioner:
             bias = changed.pop(f"{layer}.bias", None)
             if weight is None:
                 continue  # no sample of this batch reaches the layer
-            columns = [weight.matrices(), *([] if bias is None else [bias.matrices()])]
-            changed[f"{layer}.weight"] = Formed(kronecker.root(torch.cat(columns, 2)))
+            changed[f"{layer}.weight"] = Formed(kronecker.root(weight, bias))
         for name in self.origins.keys() & set(self.names) - changed.keys():  # which no sample of this batch reaches
             changed[name] = Formed(self.diagonals[name].new_zeros(count, *self.diagonals[name].shape))
         for name in self.diagonals.keys() & changed.keys():

@@ -37,23 +37,23 @@ def faithfulness(progress: Progress) -> dict[str, Any]:
     Raises:
         InputError: the data are not what the run was computed on.
     """
-    request = {"drawn": "halves", **progress.job.request}
+    request = {"drawn": "halves", "trainings": progress.job.request["evaluation"], **progress.job.request}
     run = progress.workspace.run(request["run"])
-    folder = progress.workspace.root / FOLDER / request["evaluation"]
+    folder = progress.workspace.root / FOLDER
     samples, inputs, _ = read_dataset(progress, run.recipe)
     require_same(run, samples)
     methods = run.methods()
     before = set(request["left_out_before"])
     names = unit_names(methods, request["unit"], before)
-    seed = int(request["evaluation"], 16)
+    seed = int(request["trainings"], 16)
     kept = what_stays(methods, request, names, seed)
-    measured = outcomes(progress, run, samples, inputs, folder, names, kept, methods)
+    measured = outcomes(progress, run, samples, inputs, folder / request["trainings"], names, kept, methods)
     examples = kept_examples(methods, request["unit"], names, kept, before)
     told = judged(methods, examples, measured, seed)
-    plain = ("digest", "unit", "drawn", "share", "repeats", "simulated", "assumed")
+    plain = ("digest", "unit", "drawn", "share", "repeats", "simulated", "assumed", "trainings")
     about = {name: request[name] for name in plain}
     result = {**about, "subsets": len(kept), "run_id": run.id, "created": time.time(), "who": progress.job.who, **told}
-    write_json(folder / "result.json", result)
+    write_json(folder / request["evaluation"] / "result.json", result)
     return {"evaluation": request["evaluation"], "run_id": run.id}
 
 

@@ -56,7 +56,7 @@ def _facts(run: Run) -> tuple[Any, ...]:
         [int(point["epoch"]) for point in points],
         [(point.get("learning_rate"), point.get("rate_sum")) for point in points],
         [(point.get("optimizer"), point.get("descent")) for point in points],
-        run.precondition,
+        run.precondition if run.damping is None else f"{run.precondition}, damping {run.damping:g}",
         list(run.layers),
     )
 

@@ -49,6 +49,9 @@ class Faithfulness:
             repetition.
         missing: method -> why it could not be asked.
         reported_on: how many subsets all figures are of; the rest chose the damping.
+        trainings: number of the evaluation whose subsets and trainings these are. What a run divides its gradients by changes neither, so
+            it is judged on those of the plain run of its checkpoints, where the workspace has that; but for groups, which follow the
+            run's own influences.
     """
 
     number: str
@@ -68,6 +71,7 @@ class Faithfulness:
     per_test: pd.DataFrame
     ceiling: float | None
     missing: dict[str, str]
+    trainings: str
 
     def to_dict(self) -> dict[str, Any]:
         """All of it in plain values."""
@@ -110,10 +114,7 @@ def start_lds(
         )
     place.data_files(run.recipe)
     settings, assumed = settings_of(run)
-    asked = {
-        "run": run.id,
-        "digest": run.digest,
-        "recipe": run.recipe.to_dict(),
+    drawing = {
         "settings": settings,
         "unit": unit,
         **({} if drawn == "halves" else {"drawn": drawn}),
@@ -121,9 +122,24 @@ def start_lds(
         "subsets": subsets,
         "repeats": repeats,
     }
+    asked, trained = ({**named(which), **drawing} for which in (run, run if drawn == "groups" else plain_run(place, run)))
     request = {**asked, "evaluation": digest_of(asked)[:12], "assumed": assumed, "simulated": run.simulated}
+    request["trainings"] = digest_of(trained)[:12]
     request["left_out_before"] = sorted(left_out_before(run))
     return place.queue.submit("faithfulness", request, title=f"{run.name}: {subsets} subsets", run_id=run.id, who=place.who)
+
+
+def named(run: Run) -> dict[str, Any]:
+    return {"run": run.id, "digest": run.digest, "recipe": run.recipe.to_dict()}
+
+
+def plain_run(place: "Workspace", run: Run) -> Run:
+    """The workspace's first run of the same checkpoints and samples by plain gradients; where it has none, the run itself."""
+    if run.precondition == "none":
+        return run
+    finished = place.runs().query("state == 'done'")["id"][::-1]
+    alike = (place.run(name) for name in finished)
+    return next((one for one in alike if one.precondition == "none" and one.digest == run.plain_digest), run)
 
 
 def faithfulness(place: "Workspace", run: Run) -> list[Faithfulness]:
@@ -132,10 +148,9 @@ def faithfulness(place: "Workspace", run: Run) -> list[Faithfulness]:
     for file in (place.root / FOLDER).glob("*/result.json"):
         try:
             told = read_json(file)
+            usual = {"drawn": "halves", "trainings": file.parent.name}  # as older results have it, which do not say so
             tables = {name: pd.DataFrame(told[name]) for name in ("methods", "per_test")}
-            found.append(
-                Faithfulness(number=file.parent.name, **{"drawn": "halves", **told, **tables, "assumed": tuple(told["assumed"])})
-            )
+            found.append(Faithfulness(number=file.parent.name, **{**usual, **told, **tables, "assumed": tuple(told["assumed"])}))
         except (OSError, json.JSONDecodeError, KeyError, TypeError):
             continue
     return sorted((one for one in found if one.run_id == run.id), key=lambda one: -one.created)

@@ -35,6 +35,10 @@ ADAM_FORMULA: Final = {
     )
     for form, kept in (("adam", "row and column means of each matrix"), ("adam_full", "entry by entry"))
 }
+EKFAC_FORMULA: Final = (
+    "The scores multiply gradients by the inverse of the damped curvature of the training side at each checkpoint, (F + damping * mean "
+    "eigenvalue)^-1 as EKFAC has it layer by layer, with a damping of {damping:g}. Methods that are made for plain kernels are refused."
+)
 
 
 @dataclass(frozen=True)
@@ -174,9 +178,18 @@ class Run:
         self.loss = PairLoss(**self.manifest.loss) if self.task == "ranking" else SampleLoss(**self.manifest.loss)
         self.truth = list(self.manifest.truth)
         self.created = self.manifest.created
-        self.digest = digest_of(
-            [self.manifest.groups, {side: [c.digest for c in self.manifest.chunks[side]] for side in self.manifest.chunks}]
-        )
+        self.digest = self._digest_with(self.manifest.groups)
+
+    def _digest_with(self, groups: Sequence[str]) -> str:
+        return digest_of([groups, {side: [c.digest for c in self.manifest.chunks[side]] for side in self.manifest.chunks}])
+
+    @property
+    def plain_digest(self) -> str:
+        """The digest of the run of the same checkpoints and samples by plain gradients."""
+        if self.precondition == "none":
+            return self.digest
+        definitions = [self._store.definition(group) for group in self.manifest.groups]
+        return self._digest_with([digest_of({**told, "precondition": None}) for told in definitions])
 
     @cached_property
     def samples(self) -> pd.DataFrame:
@@ -325,7 +338,10 @@ class Run:
             {"name": "dead_tests", "passed": not dead.any(), "value": float(dead.sum()), "detail": told},
             self.above_chance.told(),
         ]
-        if self.precondition != "none":
+        if self.damping is not None:
+            told = EKFAC_FORMULA.format(damping=self.damping)
+            own.append({"name": "ekfac_formula", "passed": True, "value": self.damping, "detail": told})
+        elif self.precondition != "none":
             own.append({"name": "adam_formula", "passed": True, "value": 0.0, "detail": ADAM_FORMULA[self.precondition]})
         elif self.other_optimizer is not None:
             told = (
@@ -342,8 +358,13 @@ class Run:
 
     @property
     def precondition(self) -> str:
-        """What the gradients were divided by: "none", "adam" or "adam_full", as the recipe's [engine] says."""
+        """What the gradients were divided by: "none", "adam", "adam_full" or "ekfac", as the recipe's [engine] says."""
         return str(self.manifest.recipe.get("engine", {}).get("precondition", "none"))
+
+    @property
+    def damping(self) -> float | None:
+        """Of EKFAC, times its mean eigenvalue; None where the gradients were not divided by it."""
+        return float(self.manifest.recipe["engine"]["damping"]) if self.precondition == "ekfac" else None
 
     @property
     def other_optimizer(self) -> str | None:
@@ -619,7 +640,9 @@ class Run:
         plain = self.precondition == "none"  # representer points read features off the last layer's products
         last = self.view(**{**settings, "layers": [self.layers[-1]]}) if len(self.layers) > 1 and plain else None
         view = self.view(**settings)
-        return Methods(view, self.training, curvature=curvature, delta=delta, ridge=ridge, last_layer=last, seed=seed)
+        inverted = self.precondition == "ekfac"
+        settings = {"ridge": ridge, "last_layer": last, "inverted": inverted, "seed": seed}
+        return Methods(view, self.training, curvature=curvature, delta=delta, **settings)
 
     @cached_property
     def training(self) -> Training:

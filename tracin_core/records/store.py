@@ -23,7 +23,7 @@ import crc32c
 import numpy as np
 import numpy.typing as npt
 
-from tracin_core.data.files import write_json, write_whole
+from tracin_core.data.files import read_json, write_json, write_whole
 from tracin_core.errors import DamagedBlockError, NonFiniteError
 
 CHECKSUM_BYTES = 4
@@ -99,6 +99,15 @@ class BlockStore:
         path = self.root / group / "group.json"
         if not path.exists():
             write_json(path, definition)
+
+    def definition(self, group: str) -> dict[str, Any]:
+        """What the group's digest stands for.
+
+        Raises:
+            FileNotFoundError: nothing of the group was ever computed.
+        """
+        told: dict[str, Any] = read_json(self.root / group / "group.json")
+        return told
 
     def holds(self, key: BlockKey) -> bool:
         """The block is on disk, has its full length and its checksum is right, now: what this process saw before does not count."""

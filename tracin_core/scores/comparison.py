@@ -112,6 +112,7 @@ class Methods:
         ridge: of the refitted last layer.
         last_layer: the view of the last layer group alone; None: the run keeps none.
         features: K_h of that layer's features at the last checkpoint, train with train and test with train; None: nobody has them.
+        inverted: the kernels hold an inverse curvature already; what is made for plain ones is refused.
         seed: of the random baseline.
     """
 
@@ -125,6 +126,7 @@ class Methods:
         ridge: float = DEFAULT_RIDGE,
         last_layer: View | None = None,
         features: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None,
+        inverted: bool = False,
         seed: int = 0,
     ) -> None:
         curved.require_positive("relative damping delta", delta)
@@ -134,7 +136,7 @@ class Methods:
             )
         self._view, self._training = view, training
         self._curvature, self._delta, self._ridge, self._seed = curvature, delta, ridge, seed
-        self._last_layer, self._features = last_layer, features
+        self._last_layer, self._features, self._inverted = last_layer, features, inverted
 
     @property
     def view(self) -> View:
@@ -267,6 +269,7 @@ class Methods:
     @cached_property
     def decomposed(self) -> list[CurvedKernel | NoCurvature]:
         """The slider form at each checkpoint: eigendecompositions once, then any damping."""
+        self._require_not_inverted()
         return [curved.decompose(kernel, self.curvature_at(c)) for c, kernel in enumerate(self._kernels)]
 
     def curvature_at(self, checkpoint: int) -> Array:
@@ -303,6 +306,7 @@ class Methods:
         return self.view.train.incidence(weights, positions)[:, checkpoint * positions : (checkpoint + 1) * positions]
 
     def _training_time(self) -> known.Mapped:
+        self._require_not_inverted()
         training = self.training
         if training.rate_sums is None:
             raise ViewError(f"The time of the training is not known: {training.missing}")
@@ -312,7 +316,8 @@ class Methods:
 
     def damped(self, delta: float) -> "Methods":
         """The same methods with another damping; what was decomposed is not decomposed again."""
-        other = Methods(self.view, self.training, curvature=self._curvature, delta=delta, ridge=self._ridge, seed=self._seed)
+        same: dict[str, Any] = {"ridge": self._ridge, "inverted": self._inverted, "seed": self._seed}
+        other = Methods(self.view, self.training, curvature=self._curvature, delta=delta, **same)
         other.__dict__["decomposed"] = self.decomposed
         return other
 
@@ -388,6 +393,7 @@ class Methods:
     @cached_property
     def _trak_parts(self) -> tuple[known.Mapped, Any, Array]:
         """K_mu of the margins' own Laplacian, the margins of the training examples, and 1 - p of each: -dL/df."""
+        self._require_not_inverted()
         b = self._margins(self.view.train)
         laplacian = curved.fisher_curvature(b, self.view.train.multiplicity)
         states = [curved.decompose(kernel, laplacian) for kernel in self._kernels]
@@ -449,7 +455,15 @@ class Methods:
             "compute a run that keeps all outputs."
         )
 
+    def _require_not_inverted(self) -> None:
+        if self._inverted:
+            raise ViewError(
+                "The kernels of this run hold the inverse curvature already (EKFAC), and this method is made for plain ones; read this "
+                'run\'s own scores, or compute a run with precondition = "none".'
+            )
+
     def _require_replay(self) -> None:
+        self._require_not_inverted()
         self.training.start()
         self.training.descent()
         self._objective(self._middle)
@@ -464,6 +478,7 @@ class Methods:
             )
 
     def _change(self, excluded: Any, *, one_copy: bool = False) -> replays.Change:
+        self._require_not_inverted()
         middle, copies = self._middle, self.view.train.multiplicity.astype(float)
         return replays.predicted_change(
             self._kernels[middle],

@@ -105,7 +105,7 @@ def run_so_far(progress: Progress, recipe: Recipe, dataset: Dataset, taken: list
     place = progress.workspace
     require_ascending(chosen)
     data = dataset[0].to_csv(index=False)  # ids, targets, sides and digests of the inputs
-    divided = recipe.engine.precondition != "none"
+    divided = recipe.engine.precondition in ("adam", "adam_full")
     weights = [
         [checkpoint["epoch"], checkpoint["digest"], *([checkpoint["second_moment"]] if divided else [])] for checkpoint in chosen
     ]

@@ -25,6 +25,7 @@ from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.recorded import recorded_loss
 from tracin_core.scores.sample_losses import SampleLoss, sample_loss
 from tracin_core.worker.checkpoints import load_checkpoint, model_of, take_in
+from tracin_core.worker.curvatures import with_curvatures
 from tracin_core.worker.kernels import Blocks, compute_blocks
 
 KERNEL_BUDGET: Final = 256 * 2**20  # bytes of a checkpoint's kernels; beyond it, layers are kept as `rest` and `last`
@@ -69,6 +70,8 @@ def compute_run(
     layers = kernel_groups(model, cells=train * (train + test) + test * test, budget=recipe.engine.kernel_budget or KERNEL_BUDGET)
     progress.say(f"kernels are kept by {len(layers)} layer groups: {', '.join(layers)}")
     preprocessing = reader_of(workspace, recipe.data).preprocessing
+    facts = {"preprocessing": preprocessing, "plugin": plugin}
+    checkpoints = with_curvatures(progress, recipe, checkpoints, model, folder, chunks["train"], outputs, facts)
     first = chunks["train"][0].digest
     blocks = Blocks(workspace, recipe, layers, cotangent, outputs, preprocessing, plugin, first)
     manifest = Manifest(
@@ -139,13 +142,14 @@ def plugin_of(workspace: Workspace, recipe: Recipe) -> str | None:
 
 
 def with_second_moments(progress: Progress, recipe: Recipe, checkpoints: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The checkpoints whose gradients the recipe can have divided: all, but for an epoch 0 that it does not name, before Adam's first step.
+    """The checkpoints whose gradients the recipe can have divided: all, but by Adam for an epoch 0 that it does not name, before its first
+    step.
 
     Raises:
         CheckpointError: the first that has no second moment, and why.
     """
     form, named = recipe.engine.precondition, recipe.checkpoints.epochs or ()
-    if form == "none":
+    if form in ("none", "ekfac"):
         return checkpoints
     chosen = [one for one in checkpoints if one["epoch"] or one.get("second_moment") or 0 in named] or checkpoints
     if len(chosen) < len(checkpoints):

@@ -8,7 +8,16 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, Final
 
-from tracin_core.blocks import BlockFailure, BlockSpec, Layers, Preconditioning, Receipt, loaded_precondition, run_block
+from tracin_core.blocks import (
+    BlockFailure,
+    BlockSpec,
+    CurvedPreconditioning,
+    Layers,
+    Preconditioning,
+    Receipt,
+    loaded_precondition,
+    run_block,
+)
 from tracin_core.cluster import dask_runner
 from tracin_core.errors import DiskFullError, JobFailedError, NonFiniteError, TracInError
 from tracin_core.recipe import Cotangent, EngineSection, RankingTask, Recipe
@@ -36,11 +45,13 @@ class Blocks:
     plugin: str | None  # digest of the file that builds the model
     first: str  # digest of the first training chunk
 
-    def preconditioning(self, checkpoint: dict[str, Any]) -> Preconditioning | None:
+    def preconditioning(self, checkpoint: dict[str, Any]) -> Preconditioning | CurvedPreconditioning | None:
         """By what this checkpoint's gradients are divided."""
         form = self.recipe.engine.precondition
         if form == "none":
             return None
+        if form == "ekfac":
+            return CurvedPreconditioning(str(checkpoint["curvature"]), self.recipe.engine.damping)
         origin = self.first if isinstance(self.recipe.task, RankingTask) else None
         return Preconditioning(form, str(checkpoint["second_moment"]), origin)
 

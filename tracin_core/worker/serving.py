@@ -104,7 +104,7 @@ def measured(handler: Callable[[Progress], dict[str, Any]], progress: Progress) 
 
 
 HANDLERS: Final[dict[str, tuple[Callable[[Progress], dict[str, Any]], dict[str, float]]]] = {
-    "analysis": (analyse, {"samples": 1, "previews": 1, "checkpoints": 2, "health": 1, "kernels": 8}),
+    "analysis": (analyse, {"samples": 1, "previews": 1, "checkpoints": 2, "curvature": 4, "health": 1, "kernels": 8}),
     "inspection": (inspect, {"checkpoints": 1}),
     "training": (training, {"samples": 1, "previews": 1, "training": 20}),
     "retraining": (partial(measured, retrain), {"samples": 1, "previews": 1, "retraining": 60}),

@@ -69,8 +69,9 @@ def training(progress: Progress) -> dict[str, Any]:
     request = progress.job.request
     folder = Path(request["folder"])
     train_once(progress, Recipe.from_dict(request["recipe"]), folder, request["settings"], request.get("exclusions"))
-    engine = {**request["recipe"].get("engine", {}), "precondition": "none"}  # this training is by SGD
-    analysis = Recipe.from_dict({**request["recipe"], "name": folder.name, "checkpoints": {"folder": folder}, "engine": engine})
+    analysis = Recipe.from_dict({**request["recipe"], "name": folder.name, "checkpoints": {"folder": folder}})
+    if analysis.engine.precondition in ("adam", "adam_full"):  # this training is by SGD
+        analysis = analysis.plain
     write_text(folder / "analysis.toml", analysis.to_toml())
     return {"folder": str(folder), "recipe": str(folder / "analysis.toml"), **read_json(folder / "training.json")}
 
