@@ -601,6 +601,7 @@ class Methods:
         return {}
 
     def _end(self, objective: Objective, copies: npt.NDArray[Any], descent: replays.Descent | None = None) -> Array:
+        self._require_not_inverted()
         start, steps = self.training.start(), self.training.descent() if descent is None else descent
         return replays.replay(self._kernels[self._middle], start, objective, steps, copies).test
 
