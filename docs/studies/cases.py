@@ -129,8 +129,7 @@ def angles(place: Workspace, loss: str, takes: dict[str, int] = TAKES) -> tuple[
         "model": {"kind": "mlp", "inputs": WINDOW // 2 + 1, "hidden": [32], "outputs": 1},
         "task": {"kind": "ranking", "loss": loss, **({"margin": 1.0} if loss == "margin" else {})},
     }
-    # without momentum, and in many small steps: what a sum over checkpoints is about
-    return complete(place, recipe, f"{name}_{loss}"), {"epochs": 20, "learning_rate": 0.02, "momentum": 0.0, "batch_pairs": 32}
+    return complete(place, recipe, f"{name}_{loss}"), {"epochs": 20, "learning_rate": 0.05}
 
 
 def simulated_spectra(takes: dict[str, int]) -> dict[str, Any]:

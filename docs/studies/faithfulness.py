@@ -44,6 +44,9 @@ class Case:
     aim: str
 
 
+# Without momentum, and in many small steps: with momentum 0.9 at a rate of 0.05 in batches of 256 one seed's losses foretell another's to
+# 0.67 and curvature reaches 0.32.
+PLAIN: Final = {"epochs": 20, "learning_rate": 0.02, "momentum": 0.0, "batch_pairs": 32}
 CASES: Final = {
     "digits, linear": Case("linear", "sample", "D1 (5,000 digits): raw within 0.03 of 0.33, curvature at least 0.68"),
     "digits, network": Case("network", "sample", "D2 (5,000 digits): raw at least 0.14, curvature at least 0.45"),
@@ -55,7 +58,7 @@ CASES: Final = {
 def prepared(place: Workspace, data: str, count: int, seed: int) -> Run:
     """The run of this data with this seed, trained and analysed unless that is there already."""
     if data == "angles":
-        recipe, settings = angles(place, "logistic")
+        recipe, settings = angles(place, "logistic")[0], PLAIN
     else:
         recipe, settings = digits(place, count, () if data == "linear" else (128,))
     told = recipe.to_dict()
