@@ -316,6 +316,7 @@ def test_a_run_says_so_and_refuses_methods_that_are_made_for_plain_kernels(
         methods.choose_damping,
         lambda: methods.damped(2.0).mapped("curvature"),
         lambda: methods.preview(np.arange(len(methods.view.train)) < 2),
+        lambda: run.methods_on(run.view()).preview_seconds(),
     ):
         with pytest.raises(ViewError, match="hold the inverse curvature already"):
             ask()

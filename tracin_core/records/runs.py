@@ -639,10 +639,12 @@ class Run:
         """
         plain = self.precondition == "none"  # representer points read features off the last layer's products
         last = self.view(**{**settings, "layers": [self.layers[-1]]}) if len(self.layers) > 1 and plain else None
-        view = self.view(**settings)
-        inverted = self.precondition == "ekfac"
-        settings = {"ridge": ridge, "last_layer": last, "inverted": inverted, "seed": seed}
-        return Methods(view, self.training, curvature=curvature, delta=delta, **settings)
+        chosen: dict[str, Any] = {"curvature": curvature, "delta": delta, "ridge": ridge, "last_layer": last, "seed": seed}
+        return self.methods_on(self.view(**settings), **chosen)
+
+    def methods_on(self, view: View, **settings: Any) -> Methods:
+        """The methods on a view of this run that is there already; `settings` are those of `Methods`."""
+        return Methods(view, self.training, inverted=self.precondition == "ekfac", **settings)
 
     @cached_property
     def training(self) -> Training:

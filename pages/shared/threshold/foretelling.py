@@ -91,7 +91,7 @@ def asked_for() -> list[Any]:
 
 def methods_of(run: Run, view: View) -> Methods:
     """The methods on this view, whose parts are kept as long as the view is."""
-    return prepared(view, "methods", lambda: Methods(view, run.training))
+    return prepared(view, "methods", lambda: run.methods_on(view))
 
 
 def before(run: Run, view: View) -> npt.NDArray[np.bool_]:
