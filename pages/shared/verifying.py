@@ -172,11 +172,12 @@ def foretold(run: Run) -> None:
     """How well each method's influences foretold training on subsets, the preview of a list among them; or how to measure it."""
     st.subheader(t("foretold.title"))
     found = faithfulness(session.workspace(), run)
+    if not found:
+        st.markdown(t("foretold.none"))
     with st.expander(t("foretold.ask"), icon=":material/science:", expanded=not found):
         ask_foretold(run)
     widgets.running("faithfulness", run)
     if not found:
-        st.markdown(t("foretold.none"))
         return
     st.markdown(f":small[{t('foretold.preview')}]")
     for drawn in DRAWN:
@@ -192,6 +193,7 @@ def ask_foretold(run: Run) -> None:
         drawn = cast(Drawn, widgets.choose_code("foretold.left_out", DRAWN, key="drawn"))
         units = UNITS if run.noun == "pair" else UNITS[:1]
         unit = cast(Unit, widgets.choose_code("foretold.of", units, key="unit")) if len(units) > 1 else units[0]
+    with st.container(horizontal=True, gap="large", vertical_alignment="bottom"):
         counts = number("subsets", SUBSETS, FEWEST, MOST_SUBSETS)
         subsets = int(st.number_input(t("foretold.subsets"), FEWEST, MOST_SUBSETS, width=150, **counts))
         times = number("times", REPEATS, 1, 20)
