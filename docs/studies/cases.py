@@ -153,10 +153,12 @@ def complete(place: Workspace, recipe: dict[str, Any], name: str) -> Recipe:
     return Recipe.from_dict({**recipe, "split": split, "checkpoints": {"folder": place.root / "trainings" / name}})
 
 
-def write_down(out: Path, script: str, asked: str, title: str, lines: Sequence[str], content: dict[str, Any]) -> None:
+def write_down(
+    out: Path, script: str, asked: str, title: str, lines: Sequence[str], content: dict[str, Any], suffix: str = ""
+) -> None:
     """The study's tables as Markdown and its figures as JSON, named after its script, with the command that made them and the versions."""
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}}
     command = f"`python docs/studies/{script}.py {asked}`, {json.dumps(versions)}; what is done is in {script}.py."
-    file = out / script.replace("_", "-")
+    file = out / f"{script.replace('_', '-')}{suffix}"
     file.with_suffix(".md").write_text("\n".join([f"# {title}", "", command, "", *lines]), encoding="utf-8")
     file.with_suffix(".json").write_text(json.dumps({"versions": versions, **content}, indent=1, default=str), encoding="utf-8")

@@ -1,11 +1,11 @@
 """Which score finds planted errors? Digits, clothes and voices with wrong labels, simulated recordings with wrong angles or turned pairs.
 
-    python docs/studies/wrong_labels.py [--seeds 5] [--pictures 5000] [--only CASE] [--workspace FOLDER] [--out FOLDER]
+    python docs/studies/wrong_labels.py [--seeds 5] [--pictures 3000] [--only CASE] [--workspace FOLDER] [--out FOLDER]
 
 Each case makes its data, trains a small network (one hidden layer of 128, or none; 257-32-1 on mean spectra), analyses it, and asks for
 `evaluate calibrate`: 10 % errors are planted in a copy of the training side, once per seed with other errors and other weights, and every
 score is judged by how early it lists them (docs/maths.md): in figures, and as curves of what is found by what is looked at. Writes
-`wrong-labels.md` and `wrong-labels.json` beside this file. What was computed in the workspace before is not computed again.
+`wrong-labels.md` and `wrong-labels.json` beside this file (`wrong-labels-5000` with `--pictures 5000`). What was computed in the workspace before is not computed again.
 """
 
 import argparse
@@ -51,6 +51,7 @@ DRAWN: Final = (
     "self_influence.representer_points",
     "mean_loss",
 )
+PICTURES: Final = 3_000
 LOOKED: Final = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 SHOWN: Final = ("auroc", "average_precision", "recovery_10", "recovery_20", "recovery_30")
 
@@ -128,7 +129,7 @@ def main() -> None:
     parser.add_argument(
         "--pictures",
         type=int,
-        default=5_000,
+        default=PICTURES,
         help="of digits and clothes: a multiple of 50, at most 5,000; three fifths are trained on",
     )
     parser.add_argument("--only", choices=list(CASES), action="append")
@@ -144,7 +145,8 @@ def main() -> None:
             text += lines
             kept.append(told)
     asked = f"--seeds {options.seeds} --pictures {options.pictures}" + "".join(f" --only '{case}'" for case in options.only or [])
-    write_down(options.out, "wrong_labels", asked, "Which score finds planted errors?", text, {"cases": kept})
+    suffix = "" if options.pictures == PICTURES else f"-{options.pictures}"
+    write_down(options.out, "wrong_labels", asked, "Which score finds planted errors?", text, {"cases": kept}, suffix)
 
 
 if __name__ == "__main__":
