@@ -5,7 +5,8 @@
 Each case makes its data, trains a small network (one hidden layer of 128, or none; 257-32-1 on mean spectra), analyses it, and asks for
 `evaluate calibrate`: 10 % errors are planted in a copy of the training side, once per seed with other errors and other weights, and every
 score is judged by how early it lists them (docs/maths.md): in figures, and as curves of what is found by what is looked at. Writes
-`wrong-labels.md` and `wrong-labels.json` beside this file (`wrong-labels-5000` with `--pictures 5000`). What was computed in the workspace before is not computed again.
+`wrong-labels.md` and `wrong-labels.json` beside this file (`wrong-labels-5000` with `--pictures 5000`). What was computed in the workspace
+before is not computed again.
 """
 
 import argparse
