@@ -1,6 +1,6 @@
 """How well do influences foretell training, and how far do seeds agree? Digits by a linear model and a network, and simulated recordings.
 
-    python docs/studies/faithfulness.py [--digits 5000] [--subsets 100] [--stability 10] [--only CASE] [--workspace FOLDER] [--out FOLDER]
+    python docs/studies/faithfulness.py [--digits 5000] [--subsets 100] [--ekfac DAMPING] [--stability 10] [--only CASE] [--workspace FOLDER] [--out FOLDER]
 
 Linear datamodelling scores by `evaluate lds` (docs/maths.md): the damping of curved methods is chosen on half of the subsets and every
 figure is of the other half, with 95 % bootstrap intervals over tests and subsets. Stability: self-influence of runs that differ in their
@@ -12,6 +12,7 @@ computed in the workspace before is not computed again.
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -72,7 +73,7 @@ def prepared(place: Workspace, data: str, count: int, seed: int) -> Run:
     return run
 
 
-def foretold(place: Workspace, name: str, count: int, subsets: int) -> tuple[list[str], dict[str, Any]]:
+def foretold(place: Workspace, name: str, count: int, subsets: int, dampings: Sequence[float]) -> tuple[list[str], dict[str, Any]]:
     """One case in Markdown and in plain values."""
     case = CASES[name]
     run = prepared(place, case.data, count, 1)
@@ -94,7 +95,7 @@ def foretold(place: Workspace, name: str, count: int, subsets: int) -> tuple[lis
         lines.append(f"| {row['method']} | {row['lds']:.3f} ({row['low']:.3f} to {row['high']:.3f}) | {damping} |")
     told = {"case": name, "aim": case.aim, "seconds": seconds, **plain_values(found)}
     if case.data != "angles":
-        added, told["ekfac"] = curved(place, run, found)
+        added, told["ekfac"] = curved(place, run, found, dampings)
         lines += added
     lines += ["", *(f"Not asked: {method}. {why}" for method, why in found.missing.items()), ""]
     return lines, told
@@ -109,10 +110,10 @@ def plain_values(found: Faithfulness) -> dict[str, Any]:
     return {name: value for name, value in found.to_dict().items() if name != "per_test"}
 
 
-def curved(place: Workspace, run: Run, plain: Faithfulness) -> tuple[list[str], list[dict[str, Any]]]:
+def curved(place: Workspace, run: Run, plain: Faithfulness, dampings: Sequence[float]) -> tuple[list[str], list[dict[str, Any]]]:
     """A row of the table for EKFAC at each damping, judged on the trainings of the plain run; the other half's choice is marked."""
     told, rows = [], []
-    for damping in DAMPINGS:
+    for damping in dampings:
         recipe = run.recipe.to_dict()
         recipe |= {
             "name": f"{run.name}, EKFAC {damping:g}",
@@ -171,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--digits", type=int, default=5_000, help="a multiple of 50, at most 5,000; three fifths are trained on")
     parser.add_argument("--subsets", type=int, default=100, help="of digits; of recordings two fifths of it, trained twice")
+    parser.add_argument("--ekfac", type=float, action="append", help=f"a damping of EKFAC to try; default: each of {DAMPINGS}")
     parser.add_argument("--stability", type=int, default=10, help="seeds")
     parser.add_argument("--only", choices=[*CASES, "stability"], action="append")
     parser.add_argument("--workspace", type=Path, help="default: a temporary one")
@@ -183,12 +185,13 @@ def main() -> None:
             told = (
                 steady(place, options.digits, options.stability)
                 if name == "stability"
-                else foretold(place, name, options.digits, options.subsets)
+                else foretold(place, name, options.digits, options.subsets, options.ekfac or DAMPINGS)
             )
             print("\n".join(told[0]), flush=True)
             text += told[0]
             kept.append(told[1])
     asked = f"--digits {options.digits} --subsets {options.subsets} --stability {options.stability}"
+    asked += "".join(f" --ekfac {damping:g}" for damping in options.ekfac or [])
     asked += "".join(f" --only '{name}'" for name in options.only or [])
     write_down(options.out, "faithfulness", asked, "Do influences foretell training?", text, {"cases": kept})
 
