@@ -1,6 +1,7 @@
 """How well do influences foretell training, and how far do seeds agree? Digits by a linear model and a network, and simulated recordings.
 
-    python docs/studies/faithfulness.py [--digits 5000] [--subsets 100] [--ekfac DAMPING] [--stability 10] [--only CASE] [--workspace FOLDER] [--out FOLDER]
+    python docs/studies/faithfulness.py [--digits 5000] [--subsets 100] [--ekfac DAMPING] [--stability 10] [--only CASE]
+        [--workspace FOLDER] [--out FOLDER]
 
 Linear datamodelling scores by `evaluate lds` (docs/maths.md): the damping of curved methods is chosen on half of the subsets and every
 figure is of the other half, with 95 % bootstrap intervals over tests and subsets. Stability: self-influence of runs that differ in their
