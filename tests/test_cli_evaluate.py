@@ -171,6 +171,26 @@ def test_runs_of_other_seeds_are_held_against_each_other(shell: Shell, run: Run)
     assert (refused.returncode, "1 run shows no stability" in refused.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("across", ["checkpoints", "layers"])
+def test_parts_of_a_run_are_held_against_the_whole(shell: Shell, run: Run, across: str) -> None:
+    """Each part is the view that sums it alone; halves, and all layers but one, add up to the whole."""
+    told = shell.json("evaluate", "stability", "--run", run.id, "--across", across, "--score", "mean_influence")
+    rows = {row["b"]: row["spearman"] for row in told["pairs"]}
+    whole = run.view().mean_influence()
+    if across == "checkpoints":
+        epochs = list(run.summed_epochs)
+        parts = {f"epoch {epoch}": run.view(checkpoints=[epoch]) for epoch in epochs}
+        assert len(rows) == len(epochs) == 2  # of more, halves too
+    else:
+        parts = {layer: run.view(layers=[layer]) for layer in run.layers}
+        parts |= {f"without {run.layers[0]}": run.view(layers=list(run.layers[1:]))}
+        assert len(rows) == 2 * len(run.layers)
+    for name, view in parts.items():
+        assert rows[name] == pytest.approx(scipy.stats.spearmanr(whole, view.mean_influence()).statistic), name
+    refused = shell.here("evaluate", "stability", "--runs", run.id, "--across", across)
+    assert (refused.returncode, "is about one" in refused.stderr) == (2, True)
+
+
 def test_every_question_at_once_is_one_document_and_is_not_asked_again(shell: Shell, run: Run) -> None:
     """What each part says is what its own command kept; asked again no job trains anything."""
     told = shell.json("evaluate", "quick", "--run", run.id, "--output", "answers")

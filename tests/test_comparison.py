@@ -8,11 +8,13 @@ import lab
 import numpy as np
 import pandas as pd
 import pytest
+import scipy
 from influence_cases import CHECKPOINTS, FLOAT64, TRAIN, Case, explicit, make_case
 
 from tracin_core.data.samples import pair_table, pairs_of
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.records.runs import Run
+from tracin_core.records.stability import compare_parts
 from tracin_core.scores.comparison import DEFAULT_RIDGE, Methods, Training
 from tracin_core.scores.curvature import pair_laplacian
 from tracin_core.scores.losses import PairLoss
@@ -324,3 +326,14 @@ def test_a_representer_of_a_pair_itself_is_what_it_adds_to_its_own_margin() -> N
     own = target * (values[every, first] - values[every, second])
     np.testing.assert_allclose(methods.self_influence("representer_points"), own, rtol=1e-6, atol=1e-9 * np.abs(own).max())
     assert (own >= 0).all()
+
+
+def test_halves_of_the_checkpoints_are_parts_too(run: Run) -> None:
+    found = compare_parts(run, "checkpoints")
+    rows = found.pairs.set_index("b")["spearman"]
+    epochs = list(run.summed_epochs)
+    assert len(rows) == len(epochs) + 4
+    whole = run.view().self_influence()
+    for name, part in {"later half": epochs[len(epochs) // 2 :], "every second": epochs[::2]}.items():
+        expected = scipy.stats.spearmanr(whole, run.view(checkpoints=part).self_influence()).statistic
+        assert rows[name] == pytest.approx(expected), name

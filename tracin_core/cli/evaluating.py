@@ -222,20 +222,30 @@ def evaluate_stability(
         str | None,
         typer.Option(help="Ids with commas between; default: those that differ in their seed alone.", show_default=False),
     ] = None,
+    across: Annotated[
+        Literal["seeds", "checkpoints", "layers"], typer.Option(help="Runs of other seeds; or parts of one run, against the whole.")
+    ] = "seeds",
     score: Annotated[Literal["self_influence", "mean_influence"], typer.Option(help="What is compared.")] = "self_influence",
     workspace: WorkspaceOption = Path("workspace"),
     as_json: JsonOption = False,
 ) -> None:
-    """Say how far runs that should agree do: ranks, tops and signs of their scores, and which examples stand out of the noise.
+    """Say how far scores agree that should: their ranks, tops and signs, and which examples stand out of the noise.
 
-    Example: python -m tracin_core evaluate stability --score self_influence
+    Example: python -m tracin_core evaluate stability --across checkpoints
     """
-    from tracin_core.records.stability import CLEAR, TOP, compare_runs, seeds_of
+    from tracin_core.records.stability import CLEAR, TOP, compare_parts, compare_runs, seeds_of
 
     place = opened(workspace)
-    chosen = [place.run(name.strip()) for name in runs.split(",")] if runs else seeds_of(place, the_run(place, run))
-    found = compare_runs(chosen, score)
-    say(f"{score.replace('_', ' ')} of {found.examples} training examples in {len(chosen)} runs{simulated_mark(found.simulated)}:")
+    if across != "seeds":
+        if runs:
+            raise typer.BadParameter(f"--runs names several runs, and --across {across} is about one; give --run.")
+        found, between = compare_parts(the_run(place, run), across, score), "parts"
+    else:
+        chosen = [place.run(name.strip()) for name in runs.split(",")] if runs else seeds_of(place, the_run(place, run))
+        found, between = compare_runs(chosen, score), "runs"
+    say(
+        f"{score.replace('_', ' ')} of {found.examples} training examples in {len(found.runs)} {between}{simulated_mark(found.simulated)}:"
+    )
     rows = [
         {"a": row["a"], "b": row["b"], **{name: f"{row[name]:.3f}" for name in ("spearman", "overlap", "signs")}}
         for row in found.pairs.to_dict("records")
@@ -246,7 +256,7 @@ def evaluate_stability(
     if found.ensembles is not None:
         told = ", ".join(f"{name} {value:.3f}" for name, value in found.ensembles.items())
         say(f"Means over half of the runs against the other half: {told}")
-    say(f"{found.clear:.0%} of the examples are more than {CLEAR:g} deviations between runs away from 0")
+    say(f"{found.clear:.0%} of the examples are more than {CLEAR:g} deviations between {between} away from 0")
     answer(found.to_dict())
 
 

@@ -6,16 +6,21 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from tracin_core.errors import InputError
 from tracin_core.records.differences import differ_only_in_seed
 from tracin_core.records.runs import Run
 from tracin_core.scores.evaluation import signal_to_noise, stability
+from tracin_core.scores.view import View
 
 if TYPE_CHECKING:
     from tracin_core.records.workspace import Workspace
 
+Across = Literal["checkpoints", "layers"]
+ACROSS: Final[tuple[Across, ...]] = get_args(Across)
+WHOLE: Final = "all"
 Score = Literal["self_influence", "mean_influence"]
 SCORES: Final[tuple[Score, ...]] = get_args(Score)
 TOP: Final = 0.05
@@ -24,11 +29,12 @@ CLEAR: Final = 2.0  # standard deviations between seeds that a mean must be away
 
 @dataclass(frozen=True)
 class Stability:
-    """What several runs agree on.
+    """What several runs agree on, or one run's score with those of parts of it.
 
     Attributes:
+        runs: their ids, or the names of the parts.
         examples: how many training examples all of them have.
-        pairs: one row per two runs: a, b, and the figures of `scores.evaluation.stability`.
+        pairs: one row per two runs, or for each part with the whole: a, b, and the figures of `scores.evaluation.stability`.
         ensembles: the same of the means over the first and the second half of the runs; None with fewer than 4.
         noise: one row per example: id, and the columns of `scores.evaluation.signal_to_noise`.
     """
@@ -66,7 +72,7 @@ def compare_runs(runs: Sequence[Run], score: Score = "self_influence") -> Stabil
     """
     if len(runs) < 2:
         raise InputError(f"{len(runs)} run shows no stability; train the same with another seed, or name two runs.")
-    values = [pd.Series(getattr(run.view(), score)(), index=run.view().train_pairs["id"].to_numpy()) for run in runs]
+    values = [scores_of(run.view(), score) for run in runs]
     table = pd.concat(values, axis=1, join="inner").dropna()
     if len(table) < 2:
         raise InputError(f"The {len(runs)} runs share {len(table)} training examples; name runs of the same data.")
@@ -77,7 +83,55 @@ def compare_runs(runs: Sequence[Run], score: Score = "self_influence") -> Stabil
     ]
     half = len(runs) // 2
     ensembles = stability(scores[:half].mean(0), scores[half : 2 * half].mean(0), top=TOP) if half >= 2 else None
-    noise = signal_to_noise(scores)
-    noise.insert(0, "id", table.index)
     simulated = any(run.simulated for run in runs)
-    return Stability(score, tuple(run.id for run in runs), simulated, len(table), pd.DataFrame(rows), ensembles, noise)
+    names = tuple(run.id for run in runs)
+    return Stability(score, names, simulated, len(table), pd.DataFrame(rows), ensembles, noise_of(scores, table.index))
+
+
+def compare_parts(run: Run, across: Across, score: Score = "self_influence") -> Stability:
+    """How far a score depends on which checkpoints, or which layers, it sums: each part against the whole.
+
+    Parts are every checkpoint alone, the earlier and the later half, and every second one; or every layer group alone, and all but it.
+
+    Raises:
+        InputError: the run has a single one.
+    """
+    parts = parts_of(run, across)
+    if len(parts) < 2:
+        raise InputError(
+            f"Run '{run.name}' has {len(parts)} of the {across}, and parts of it are none; compare it with other seeds."
+        )
+    whole = scores_of(run.view(), score)
+    table = pd.DataFrame({name: scores_of(run.view(**settings), score) for name, settings in parts.items()})
+    rows = [{"a": WHOLE, "b": name, **stability(whole, table[name], top=TOP)} for name in table]
+    noise = noise_of(table.to_numpy(dtype=np.float64).T, table.index)
+    return Stability(score, tuple(parts), run.simulated, len(table), pd.DataFrame(rows), None, noise)
+
+
+def parts_of(run: Run, across: Across) -> dict[str, dict[str, Any]]:
+    """Name of each part -> settings of the view that sums it alone."""
+    if across == "layers":
+        layers = list(run.layers) if len(run.layers) > 1 else []
+        alone: dict[str, dict[str, Any]] = {layer: {"layers": [layer]} for layer in layers}
+        return alone | {f"without {layer}": {"layers": [other for other in layers if other != layer]} for layer in layers}
+    epochs = list(run.summed_epochs)
+    alone = {f"epoch {epoch}": {"checkpoints": [epoch]} for epoch in epochs}
+    middle = len(epochs) // 2
+    halves = {
+        "earlier half": epochs[:middle],
+        "later half": epochs[middle:],
+        "every second": epochs[::2],
+        "every second, from the second": epochs[1::2],
+    }
+    return alone | ({name: {"checkpoints": part} for name, part in halves.items()} if len(epochs) > 2 else {})
+
+
+def scores_of(view: View, score: Score) -> pd.Series:
+    """The score by training example."""
+    return pd.Series(getattr(view, score)(), index=view.train_pairs["id"].to_numpy())
+
+
+def noise_of(scores: npt.NDArray[np.float64], names: pd.Index) -> pd.DataFrame:
+    noise = signal_to_noise(scores)
+    noise.insert(0, "id", names)
+    return noise
