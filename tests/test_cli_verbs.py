@@ -15,18 +15,21 @@ import lab
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from shell import ENVIRONMENT, PATIENCE, Shell, command
 
 from tracin_core.cli.asking import Analysis, Rule, numbers, recipes_of
 from tracin_core.cli.computing import on_device
 from tracin_core.data.readers import list_recordings, read_inputs
 from tracin_core.data.samples import split_samples, stratified_pairs
-from tracin_core.engine.training import train_ranker
-from tracin_core.errors import InputError
-from tracin_core.recipe import SIMULATED_MARK, SplitSection
+from tracin_core.engine.training import train, train_ranker
+from tracin_core.errors import InputError, ViewError
+from tracin_core.recipe import SIMULATED_MARK, Recipe, SplitSection
+from tracin_core.records.evaluations import settings_of
 from tracin_core.records.interchange import read_exclusions
 from tracin_core.records.runs import Run
 from tracin_core.records.verdicts import decided, subject
+from tracin_core.scores.actions import weights_by
 from tracin_core.scores.thresholds import threshold_table
 
 FREQUENCIES = ("1000hz", "500hz")
@@ -253,6 +256,37 @@ def test_a_list_is_trained_without(shell: Shell, run: Run) -> None:
     assert told["exclusions"]["matched"] == read_exclusions(shell.home / "list.txt")
     assert told["train_pairs"] == len(run.train_pairs) - len(told["exclusions"]["matched"])
     assert (told["settings"]["batch_pairs"], told["settings"]["epochs"], told["simulated"]) == (64, 1, True)
+
+
+@pytest.mark.parametrize("score", ["self_influence", "mean_loss"])
+def test_suspect_examples_count_less_in_a_training_weighed_by_a_score(shell: Shell, run: Run, score: str) -> None:
+    """The same training by hand, with median / score above the median; its analysis says that it was weighed."""
+    told = shell.json("train", "--run", run.id, "--weight-by", score, "--epochs", "1", "--output-dir", f"weighed_{score}")
+    view = run.view()
+    values = view.self_influence() if score == "self_influence" else view.train.losses.mean(axis=0)
+    weights = np.minimum(1, np.median(values) / np.maximum(values, 1e-300))
+    pairs = [frozenset(ends) for ends in view.train_pairs[["id1", "id2"]].to_numpy()]
+    less = {pair: weight for pair, weight in zip(pairs, weights, strict=True) if weight < 1}
+    assert told["exclusions"]["weighted"] == len(less) > len(pairs) / 4
+    inputs = read_inputs(shell.home / "recordings", run.samples)
+    settings = {**told["settings"], "save_epochs": ()}
+    by_hand = {"model": run.recipe.model, "task": run.recipe.task}
+    train(inputs, run.samples, shell.home / f"by_hand_{score}", weights=less, **by_hand, **settings)
+    folders = (shell.home / f"weighed_{score}", shell.home / f"by_hand_{score}")
+    one, two = (torch.load(folder / "model_epoch_1.pt", weights_only=True) for folder in folders)
+    assert (one["args"]["weighted_by"], "weighted_by" in two["args"]) == (score, False)
+    for name, value in one["model_state_dict"].items():
+        torch.testing.assert_close(value, two["model_state_dict"][name])
+    analysed = shell.place.compute(Recipe.from_toml(Path(told["recipe"])))
+    assert isinstance(analysed, Run)
+    assert f"weighed its examples by {score}" in analysed.health().set_index("check").loc["weights", "detail"]
+    assert any(score in name for name in settings_of(analysed)[1])
+
+
+def test_weights_need_a_score_that_tells_examples_apart() -> None:
+    np.testing.assert_allclose(weights_by([1.0, 2.0, 4.0]), [1, 1, 0.5])
+    with pytest.raises(ViewError, match=r"Half of the 3 scores are 0 or less"):
+        weights_by([0.0, 0.0, 5.0])
 
 
 WHOLE = (*WHAT, "--frequencies", "500hz,1000hz", "--threshold", THRESHOLD, "--retrain", "--output-dir", "lists")

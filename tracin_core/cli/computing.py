@@ -29,6 +29,7 @@ from tracin_core.cli.asking import (
     loss_named,
     opened,
     recipes_of,
+    the_run,
     training_recipe,
 )
 from tracin_core.cli.talk import INTERRUPTED, answer, say, say_next, simulated_mark, watch
@@ -146,6 +147,10 @@ def train(
     exclusions_file: Annotated[
         Path | None, typer.Option(help="Samples or pairs to leave out of training.", show_default=False)
     ] = None,
+    weight_by: Annotated[
+        Literal["self_influence", "mean_loss"] | None,
+        typer.Option(help="Examples above the run's median of this score count less in the loss.", show_default=False),
+    ] = None,
     output_dir: Annotated[
         Path | None,
         typer.Option(
@@ -184,8 +189,8 @@ def train(
     place = opened(workspace)
     if recipe is None:
         chosen = training_recipe(place, run, data=data, task=task)
-    elif run is not None or data or task:
-        raise typer.BadParameter("--recipe decides run, data, loss and margin; leave these out, or --recipe.")
+    elif run is not None or data or task or weight_by:
+        raise typer.BadParameter("--recipe decides run, data, loss, margin and weights; leave these out, or --recipe.")
     else:
         chosen = Recipe.from_toml(recipe)
     if num_workers is not None:
@@ -193,7 +198,8 @@ def train(
     chosen = on_device(chosen, device)
     per_step = "batch_pairs" if isinstance(chosen.task, RankingTask) else "batch_size"
     settings = given({"epochs": epochs, "learning_rate": learning_rate, "seed": seed, per_step: batch_size})
-    job = place.start_training(chosen, settings=settings, folder=output_dir, exclusions_file=exclusions_file)
+    weighting = None if weight_by is None else (the_run(place, run).id, weight_by)
+    job = place.start_training(chosen, settings=settings, folder=output_dir, exclusions_file=exclusions_file, weighting=weighting)
     result = watch(place, job).result or {}
     report_training(result)
     say(f"Checkpoints: {result['folder']}{simulated_mark(chosen.simulated)}")

@@ -65,6 +65,8 @@ def own_training(run: "Run") -> dict[str, Any] | None:
     found = recorded(run)
     if found is None or found["settings"].get("margin") != getattr(run.loss, "margin", None):
         return None
+    if found.get("exclusions", {}).get("weighted_by"):
+        return None
     split = {side: len(samples) for side, samples in run.splits.items()}
     return found if (found.get("split"), found["settings"].get("loss")) == (split, run.loss.name) else None
 

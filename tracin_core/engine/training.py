@@ -77,7 +77,8 @@ def train(
         flip_pairs: training pairs of a ranking that are learnt the wrong way round, as planted errors; what is measured is not.
         weights: of single training samples (by id) or pairs (by both ids) in the loss, whose mean over a batch still divides by the
             number of examples; a pair's is its own times those of its samples, and what is not named has 1.
-        exclusion_list: where the exclusions come from: `file`, its name, which checkpoints record, and whatever `training.json` should.
+        exclusion_list: where exclusions and weights come from: `file`, its name, and `weighted_by`, a score, which checkpoints record; and
+            whatever else `training.json` should.
         keep: checkpoints; or outputs alone, those of all samples after the last epoch, as `outputs.npy` ([n], or [n, outputs]).
         settings: fields of `TrainingSettings` for a ranking, else of `SampleSettings`; they go before those of the task.
 
@@ -216,7 +217,7 @@ def descend(
                 {"epoch": epoch, "rate_sum": rate_sum, **{f"{side}_{k}": v for side, m in measured.items() for k, v in m.items()}}
             )
             if keep == "checkpoints":
-                save_checkpoint(folder, epoch, model, optimizer, objective, history[-1], listed.get("file"))
+                save_checkpoint(folder, epoch, model, optimizer, objective, history[-1], listed)
         if epoch > 0:
             scheduler.step()  # after saving: a checkpoint records the rate that led to it
         if progress is not None:
@@ -302,7 +303,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     objective: Objective,
     measured: dict[str, float],
-    exclusions_file: str | None,
+    listed: Mapping[str, Any],
 ) -> None:
     """`model_epoch_<epoch>.pt` holds the lab's dictionary, in plain types that load with `weights_only=True`."""
     chosen = objective.settings
@@ -323,7 +324,8 @@ def save_checkpoint(
             "schedule": chosen.schedule,
             "momentum": chosen.momentum,
             "seed": chosen.seed,
-            "exclusions_file": exclusions_file,
+            "exclusions_file": listed.get("file"),
+            **{name: listed[name] for name in ("weighted_by",) if name in listed},
             "examples": objective.count,
         },
     }

@@ -26,7 +26,7 @@ def differences(one: Run, other: Run) -> dict[str, tuple[str, str]]:
 def differ_only_in_seed(one: Run, other: Run) -> bool:
     """The two trainings were alike but for a recorded seed, so that the difference of their scores is the noise of training.
 
-    Not so where a training left out what a list names: the checkpoints record the list's name, not what was in it.
+    Not so where a training left out what a list names, or weighed examples: the checkpoints record names, not what was behind them.
     """
     weights = [[checkpoint["digest"] for checkpoint in run.manifest.checkpoints] for run in (one, other)]
     lists = [checkpoint.get("arguments") or {} for run in (one, other) for checkpoint in run.manifest.checkpoints]
@@ -36,7 +36,7 @@ def differ_only_in_seed(one: Run, other: Run) -> bool:
         set(differing) == {SEED}
         and NOT_RECORDED not in seeds
         and weights[0] != weights[1]
-        and not any(told.get("exclusions_file") for told in lists)
+        and not any(told.get("exclusions_file") or told.get("weighted_by") for told in lists)
     )
 
 

@@ -202,6 +202,8 @@ def settings_of(run: Run) -> tuple[dict[str, Any], list[str]]:
     assumed = [name for name in ("learning_rate", "schedule", "momentum", batch) if name not in settings]
     assumed += [f"optimizer ({run.trained_by_other})"] if run.trained_by_other else []
     assumed += [f"weight decay ({descent.weight_decay:g})"] if descent.weight_decay else []
+    weighted = run.training_arguments.get("weighted_by")
+    assumed += [f"full weight of every example (the run's training weighed them by {weighted})"] if weighted else []
     return settings, [*assumed, *(["Nesterov's momentum"] if descent.nesterov else [])]
 
 

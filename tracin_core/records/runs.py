@@ -353,6 +353,10 @@ class Run:
         if listed:
             told = f"The training left out what '{listed}' lists; these examples are scored here as if they had been trained on."
             own.append({"name": "exclusions", "passed": False, "value": 1.0, "detail": told})
+        weighted = self._arguments.get("weighted_by")
+        if weighted:
+            told = f"The training weighed its examples by {weighted}; they are scored here as if each had counted in full."
+            own.append({"name": "weights", "passed": False, "value": 1.0, "detail": told})
         checks = pd.DataFrame([*self.manifest.health, *own], columns=["name", "passed", "value", "detail"])
         return checks.rename(columns={"name": "check"})
 

@@ -59,6 +59,7 @@ from tracin_core.records.score_files import MetadataUpdate, update_sample_metada
 from tracin_core.records.store import BlockStore, digest_of
 from tracin_core.records.verdicts import Decision, Verdict, history, record, standing
 from tracin_core.records.zarr_export import export_zarr
+from tracin_core.scores.selection import SuspectScore
 
 __all__ = [
     "Damage",
@@ -247,7 +248,13 @@ class Workspace:
         return self.queue.submit("inspection", request, title=folder.name, who=self.who)
 
     def start_training(
-        self, recipe: Recipe, *, settings: dict[str, Any], folder: Path | None = None, exclusions_file: Path | None = None
+        self,
+        recipe: Recipe,
+        *,
+        settings: dict[str, Any],
+        folder: Path | None = None,
+        exclusions_file: Path | None = None,
+        weighting: tuple[str, SuspectScore] | None = None,
     ) -> Job:
         """A training is on its way; its checkpoints go to the folder, by default a new one under `trainings/`.
 
@@ -255,6 +262,7 @@ class Workspace:
             recipe: its data, split, model, task and engine are the training's; its checkpoints are not read.
             settings: keyword arguments of the training (epochs, learning_rate, seed); what is left out is as in the demo's training.
             exclusions_file: sample ids or pair ids to leave out of the training side; it is read now.
+            weighting: a run of these data and one of its scores, by which examples count in the loss (`scores.actions.weights_by`).
 
         Raises:
             InputError: recordings, folder or list cannot be used; checked before anything starts.
@@ -270,6 +278,8 @@ class Workspace:
             if not isinstance(recipe.data, PluginData):  # whose samples only the worker can list
                 known_exclusions(lines, reader_for(recipe.data).list()["id"].tolist())
             request["exclusions"] = {"file": exclusions_file.name, "lines": lines}
+        if weighting is not None:
+            request["weighting"] = {"run": weighting[0], "by": weighting[1]}
         prepare_folder(place)
         return self.queue.submit("training", request, title=name, who=self.who)
 

@@ -29,6 +29,23 @@ def require_weight(weight: float) -> None:
         raise ViewError(f"A weight of {weight:g} is no less weight; give one of at least 0 and below 1.")
 
 
+def weights_by(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """min(1, median / score) of each example: what scores above the median counts less, the more the higher; at or below it, in full.
+
+    For scores that are not negative, high where an example is suspect: self-influence, or the mean loss over checkpoints.
+
+    Raises:
+        ViewError: the median is not above 0, so that nothing tells examples apart.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    middle = float(np.median(values))
+    if not middle > 0:
+        raise ViewError(
+            f"Half of the {values.size} scores are {middle:g} or less, so no weight follows from them; choose another score."
+        )
+    return middle / np.maximum(values, middle)
+
+
 def first_order(view: View, named: npt.NDArray[np.int64], action: Action, weight: float = WEIGHT) -> npt.NDArray[np.float64]:
     """To first order, what it does to each test: [M], in the units of influence; positive: its loss rises.
 

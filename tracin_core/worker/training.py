@@ -7,8 +7,11 @@ from tracin_core.data.files import read_json, write_text
 from tracin_core.data.simulated import simulate_recordings
 from tracin_core.reading import plugins_of, read_dataset
 from tracin_core.recipe import Recipe
-from tracin_core.records.interchange import training_exclusions
+from tracin_core.records.interchange import MatchedExclusions, training_exclusions
 from tracin_core.records.progress import Progress
+from tracin_core.records.runs import Run
+from tracin_core.scores.actions import weights_by
+from tracin_core.scores.methods import mean_loss
 from tracin_core.worker.computing import compute_run, use_threads
 
 
@@ -68,7 +71,8 @@ def training(progress: Progress) -> dict[str, Any]:
     """The recipe's model is trained; its checkpoints are in the requested folder, and beside them the recipe that analyses them."""
     request = progress.job.request
     folder = Path(request["folder"])
-    train_once(progress, Recipe.from_dict(request["recipe"]), folder, request["settings"], request.get("exclusions"))
+    asked = (request.get("exclusions"), request.get("weighting"))
+    train_once(progress, Recipe.from_dict(request["recipe"]), folder, request["settings"], *asked)
     analysis = Recipe.from_dict({**request["recipe"], "name": folder.name, "checkpoints": {"folder": folder}})
     if analysis.engine.precondition in ("adam", "adam_full"):  # this training is by SGD
         analysis = analysis.plain
@@ -77,13 +81,19 @@ def training(progress: Progress) -> dict[str, Any]:
 
 
 def train_once(
-    progress: Progress, recipe: Recipe, folder: Path, settings: dict[str, Any], exclusions: dict[str, Any] | None = None
+    progress: Progress,
+    recipe: Recipe,
+    folder: Path,
+    settings: dict[str, Any],
+    exclusions: dict[str, Any] | None = None,
+    weighting: dict[str, str] | None = None,
 ) -> None:
     """Checkpoints and `training.json` are in the folder; the split is the recipe's stored one, whatever is excluded.
 
     Args:
         settings: of the training, beside the recipe's task and model.
         exclusions: `file` (its name) and `lines` of an exclusion list.
+        weighting: `run` and `by`: examples count in the loss by that run's score (`scores.actions.weights_by`).
     """
     from tracin_core.engine.training import train
 
@@ -91,7 +101,10 @@ def train_once(
     samples, inputs, _ = read_dataset(progress, recipe)
     listed = exclusions or {"file": None, "lines": []}
     excluded = training_exclusions(listed["lines"], samples)
-    told = {name: list(getattr(excluded, name)) for name in ("matched", "elsewhere", "unmatched")}
+    told: dict[str, Any] = {name: list(getattr(excluded, name)) for name in ("matched", "elsewhere", "unmatched")}
+    weights = {} if weighting is None else weights_of(progress.workspace.run(weighting["run"]), weighting["by"], excluded)
+    if weighting is not None:
+        told |= {"weighted_by": weighting["by"], "weighting_run": weighting["run"], "weighted": len(weights)}
     progress.step("training", 1)
     train(
         inputs,
@@ -103,6 +116,22 @@ def train_once(
         **settings,
         exclude_samples=excluded.samples,
         exclude_pairs=excluded.pairs,
+        weights=weights,
         exclusion_list={"file": listed["file"], **told},
         progress=progress.advance,
     )
+
+
+def weights_of(run: Run, by: str, excluded: MatchedExclusions) -> dict[str | frozenset[str], float]:
+    """The weight of each of the run's training examples that counts less than in full and is not left out."""
+    view = run.view()
+    scores = view.self_influence() if by == "self_influence" else mean_loss(view.train.losses)
+    table = view.train_pairs
+    names = [frozenset(ends) for ends in table[["id1", "id2"]].to_numpy()] if "id1" in table else table["id"].tolist()
+    found = dict(zip(names, weights_by(scores).tolist(), strict=True))
+    gone = {*excluded.samples, *excluded.pairs}
+    return {
+        name: weight
+        for name, weight in found.items()
+        if weight < 1 and name not in gone and not (isinstance(name, frozenset) and name & excluded.samples)
+    }
