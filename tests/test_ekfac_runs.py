@@ -88,6 +88,32 @@ def test_damping_is_measured_by_the_mean_eigenvalue() -> None:
         ekfac.Curvature({}, {"a": torch.zeros(2)}).relative_inverse(1.0)
 
 
+class Branched(nn.Module):
+    """One of its layers no training sample reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.aside, self.norm, self.last = nn.Linear(3, 4), nn.Linear(3, 4), nn.LayerNorm(3), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        taken = self.first(x)
+        if (beside := x[:, 0] > 100).any():
+            taken = torch.where(beside[:, None], self.aside(self.norm(x)), taken)
+        return self.last(torch.tanh(taken))  # type: ignore[no-any-return]
+
+
+def test_what_no_training_sample_reaches_has_no_curvature_but_the_damping() -> None:
+    case = Case(Branched, image(3), (1,))
+    model, samples = model_of(case), samples_of(case, 9)
+    found = ekfac.fisher(model, [samples], "number", batch_size=4)
+    mean = float(joined(autograd_rows(model, samples, 9)).square().sum()) / 9 / sum(map(Tensor.numel, model.parameters()))
+    assert found.mean == pytest.approx(mean)
+    inverse = found.relative_inverse(0.5)
+    for name in ("aside.weight", "aside.bias", "norm.weight", "norm.bias"):
+        expected = torch.full_like(model.get_parameter(name), 1 / (0.5 * mean))
+        torch.testing.assert_close(inverse[name], expected, **FLOAT64)
+
+
 @pytest.mark.parametrize(("outcome", "spread"), [("number", 1.0), ("sigmoid", 0.0), ("sigmoid", 1.0)])
 def test_of_one_linear_layer_with_one_output_the_inverse_is_exact_where_every_sample_counts_alike(
     outcome: Any, spread: float
@@ -324,6 +350,18 @@ def test_a_run_says_so_and_refuses_methods_that_are_made_for_plain_kernels(
     with pytest.raises(ViewError, match="hold the inverse curvature already"):
         by_logit.methods().self_influence("trak")
     np.testing.assert_allclose(methods.mapped("last_checkpoint").self_influence(), run.view(checkpoints=[2]).self_influence())
+
+
+def test_no_training_is_replayed_on_it_on_the_page_either(
+    place: Workspace, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain run of the same checkpoints is; of this one the page adds up influences."""
+    line = {"m": 1, "T": -1e-9, "most": 5, "lang": "en"}
+    for recipe, replayed in ((recipes["numbers"], True), (divided(recipes["numbers"]), False)):
+        run = computed(place, recipe)
+        texts = texts_of(viewer(place.root, monkeypatch)("threshold", run=run.id, **line))
+        assert ("Foretold: the mean loss" in texts, "To first order instead" in texts) == (replayed, not replayed)
+        assert ("hold the inverse curvature already" in texts) is not replayed
 
 
 def test_the_dashboard_offers_it_for_single_samples(

@@ -1,6 +1,8 @@
 """The preview on the threshold page: what it says against the replay itself, against real trainings, and where there is none."""
 
+import gc
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from pages.shared.threshold import foretelling
 from tracin_core import charts
 from tracin_core.data.files import read_json, write_json
 from tracin_core.recipe import Recipe
-from tracin_core.records.evaluations import retrainings, start_retraining
+from tracin_core.records.evaluations import retrainings, start_retraining, taken_out
 from tracin_core.records.faithfulness import FOLDER
 from tracin_core.records.imports import import_scores
 from tracin_core.records.runs import Run
@@ -102,13 +104,27 @@ def test_a_slow_preview_waits_for_a_press(look: Callable[..., AppTest], studio: 
     assert "Foretold" not in texts_of(test)  # another list is another question
 
 
-def test_what_its_own_training_left_out_is_left_out_of_both_replays(studio: Studio) -> None:
-    """As `left_out_before` names it: pairs, or samples."""
+def test_the_preview_keeps_no_view_alive(studio: Studio) -> None:
+    """What is kept for as long as a view is must not hold that view."""
     view = studio.run.view()
-    pair, sample = view.train_pairs["id"][4], view.train_samples["id"][1]
-    found = foretelling.any_of(view, [pair, sample])
-    by_hand = [row.id == pair or sample in (row.id1, row.id2) for row in view.train_pairs.itertuples()]
-    assert found.tolist() == by_hand
+    gone = weakref.ref(view)
+    foretelling.before(studio.run, view)
+    foretelling.foretold(studio.run, view, np.arange(len(view.train)) < 2, "exclude", 0.25)
+    foretelling._methods.clear()
+    del view
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_its_own_training_left_out_is_left_out_of_both_replays(studio: Studio) -> None:
+    """As `left_out_before` names it: pairs, either way round, or samples."""
+    view = studio.run.view()
+    (pair, one, other), sample = view.train_pairs.loc[4, ["id", "id1", "id2"]], view.train_samples["id"][1]
+    for line in (pair, f"{other}_{one}"):
+        found = taken_out(studio.run, view.train_pairs, [line, sample])
+        by_hand = [row.id == pair or sample in (row.id1, row.id2) for row in view.train_pairs.itertuples()]
+        assert found.tolist() == by_hand
+    assert not taken_out(studio.run, view.train_pairs, []).any()
 
 
 # ---- how far it was right ---------------------------------------------------------------------------------------------------------
@@ -157,6 +173,35 @@ def test_an_older_result_is_said_to_be_silent(look: Callable[..., AppTest], stud
         words = texts_of(look())
         assert said("en", "preview.lists.silent", n=1) in words
         assert said("en", "preview.unknown") not in words
+
+
+def test_what_was_retrained_of_other_scores_is_not_compared(look: Callable[..., AppTest], studio: Studio, retrained: str) -> None:
+    file = studio.place.root / "evaluations" / retrained / "result.json"
+    write_json(file, {**read_json(file), "digest": "0" * 64})
+    test = look()
+    assert said("en", "preview.lists.silent", n=1) in texts_of(test)
+    assert not any("measured" in frame.value for frame in test.dataframe)
+
+
+def test_foretold_of_fewer_tests_is_still_of_all_that_a_training_is_measured_on(
+    studio: Studio, retrained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training's validation loss is the mean over all pairs of that side, however few of them are a run's tests."""
+    recipe = studio.run.recipe.to_dict()
+    run = studio.place.compute(Recipe.from_dict({**recipe, "name": "few", "task": {**recipe["task"], "test_pairs": 2}}))
+    assert isinstance(run, Run)
+    every = studio.run.view()
+    assert len(run.view().test_pairs) == 2 < len(every.test_pairs)
+    folder = studio.place.root / "evaluations" / "few"
+    told = read_json(studio.place.root / "evaluations" / retrained / "result.json")
+    write_json(folder / "result.json", {**told, "run": run.id, "digest": run.digest})
+    try:
+        test = viewer(studio.place.root, monkeypatch)("threshold", run=run.id, **LINE)
+    finally:
+        shutil.rmtree(folder)
+    rise = studio.run.methods().preview(every.named(every.exclusions(**RULE)), "turn")["rise"].mean()
+    table = next(frame.value for frame in test.dataframe if "measured" in frame.value)
+    assert table["foretold"].tolist() == [f"{rise:+.3g}"]
 
 
 def test_the_agreement_over_subsets_is_that_of_the_newest_evaluation(look: Callable[..., AppTest], studio: Studio) -> None:

@@ -1,6 +1,7 @@
 """A list put to the test by retraining: arms, common seeds, equal epochs and steps, and what may be said of it."""
 
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import lab
@@ -117,6 +118,16 @@ def test_equal_steps_alone_can_be_asked_for(run: Run, place: Workspace) -> None:
         moved = found.moved(name)  # type: ignore[arg-type]
         assert moved is not None
         assert moved.difference.mean == pytest.approx(np.mean(last["list"]) - np.mean(last["none"]), abs=1e-9)
+    both = pd.DataFrame(
+        [
+            {"lasting": lasting, "arm": arm, "seed": seed, "validation_loss": loss}
+            for lasting, arm, loss in (("steps", "none", 1.0), ("steps", "list", 3.0), ("epochs", "list", 7.0))
+            for seed in (1, 2)
+        ]
+    )
+    moved = replace(found, table=both).moved("validation_loss")
+    assert moved is not None
+    assert moved.difference.mean == 2.0  # in whichever order they were asked for
     assert finished({"none": [1.0, 1.0], "list": [1.0, 2.0]}).moved("validation_loss") is None
     shutil.rmtree(place.root / "evaluations" / found.number)
 

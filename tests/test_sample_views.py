@@ -342,6 +342,73 @@ def test_representers_of_classes_are_those_of_the_last_layers_features() -> None
             np.testing.assert_allclose(np.stack(told_of, axis=1), towards, rtol=0, atol=1e-5)
 
 
+class Backwards(nn.Module):
+    """The layer that gives the outputs is named before those that feed it, and one of these has its weight."""
+
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__()
+        self.head, self.below, self.body = nn.Linear(3, 3, bias=bias), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.below.weight = self.head.weight
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.below(torch.tanh(self.body(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.features(x))
+        return outputs
+
+
+class Added(nn.Module):
+    """A linear layer is last, and its outputs are not the model's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = x + self.layer(x)
+        return outputs
+
+
+class Bare(nn.Module):
+    """Linear, and without a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+def features_of(model: nn.Module) -> Any:
+    sides = [in_memory.Gathered(INPUTS[side], samples(side)) for side in ("train", "test")]
+    settings = in_memory.KernelSettings("label_logit", layer_groups(model), 3)
+    return in_memory.features_of(model, in_memory.snapshots(model, [model.state_dict()])[0], settings, *sides)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_features_are_what_enters_the_layer_that_gives_the_outputs(bias: bool) -> None:
+    model = Backwards(bias=bias).double()
+    h = [model.features(INPUTS[side]).detach().numpy() for side in ("train", "test")]
+    for products, one in zip(features_of(model), h, strict=True):
+        np.testing.assert_allclose(products, one @ h[0].T + float(bias), rtol=1e-12)
+    alone = nn.Linear(3, CLASSES).double()
+    np.testing.assert_allclose(features_of(alone)[0], (INPUTS["train"] @ INPUTS["train"].T + 1).numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("model", [Added(), Bare(), nn.Sequential(nn.Linear(3, 3), nn.Tanh())])
+def test_a_model_that_does_not_end_in_a_linear_layer_has_no_such_features(model: nn.Module) -> None:
+    networks = [model.double(), model.double()]
+    assert features_of(networks[-1]) is None
+    outputs = [np.stack([model_outputs(each, INPUTS[side]).numpy() for each in networks]) for side in INPUTS]
+    methods = Methods(
+        view("label_logit", SampleLoss(), networks), Training((0, 1), *outputs, np.array([0.0, 0.01]), 2, TRAIN, "SGD")
+    )
+    with pytest.raises(ViewError, match="which a calibration has, of a model whose outputs a linear layer gives"):
+        methods.self_influence("representer_points")
+
+
 def test_a_preview_of_classes_keeps_the_test_quantity() -> None:
     networks, loss = models(CLASSES), SampleLoss()
     shown = view("outputs", loss, networks, test_quantity="score_difference")

@@ -180,7 +180,7 @@ def kronecker_bases(gradients: Gradients, sides: Iterable[Side]) -> Bases:
 
 
 def second_moments(gradients: Gradients, sides: Iterable[Side], bases: Bases) -> dict[str, Tensor]:
-    """sum (V^T G U)^2 by layer, and sum g^2 by parameter for what has no bases; float64."""
+    """sum (V^T G U)^2 by layer, and sum g^2 by parameter for what has no bases; float64. 0 for what no sample reaches."""
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     for side in sides:
         for batch in side.batches:
@@ -192,6 +192,9 @@ def second_moments(gradients: Gradients, sides: Iterable[Side], bases: Bases) ->
             for name, factor in factors.items():
                 squares = factor.matrices().square().sum(0)
                 sums[name] = sums[name] + exact(squares).reshape(gradients.parameters[name].shape)
+    for name in gradients.names:
+        if name not in sums and name.rpartition(".")[0] not in bases:
+            sums[name] = torch.zeros(gradients.parameters[name].shape, dtype=torch.float64)
     return dict(sums)
 
 

@@ -33,7 +33,7 @@ from tracin_core.engine.intake import (
     plain,
     recorded_epoch,
 )
-from tracin_core.engine.kernel import layer_groups, model_outputs, tangent_kernel, tangent_kernel_by_layer
+from tracin_core.engine.kernel import model_outputs, tangent_kernel_by_layer
 from tracin_core.engine.memory import is_out_of_memory
 from tracin_core.errors import CheckpointError, DataError, ModelError, NoCheckpointsError, UnreadableSampleError
 from tracin_core.recipe import Cotangent
@@ -397,34 +397,35 @@ def kernels(
 def features_of(
     model: nn.Module, snapshot: Snapshot, settings: KernelSettings, train: Gathered, test: Gathered
 ) -> tuple[Values, Values] | None:
-    """K_h[i, j] = h_i . h_j of what enters the last linear layer, a 1 for its bias appended: [n, n] and [m, n]; None: it is not linear.
-
-    It is the tangent kernel of that layer's weights for one output, which is the same for each.
+    """K_h[i, j] = h_i . h_j of what enters the linear layer that gives the model's outputs, a 1 appended where it has a bias: [n, n] and
+    [m, n]; None: no linear layer gives them.
     """
-    layer = list(layer_groups(model))[-1]
-    if not isinstance(model.get_submodule(layer), nn.Linear):
-        return None
     load(model, snapshot)
-    shape = probe(model, "training", train.inputs)
+    own, other = (entering(model, side.inputs, settings.batch_size) for side in (train, test))
+    return None if own is None or other is None else (own @ own.T, other @ own.T)
 
-    def first_output(side: Gathered) -> Tensor:
-        one = torch.zeros(side.count, *shape)
-        one[:, 0] = 1.0
-        return one
 
-    own = tangent_kernel(
-        model, train.inputs, left_cotangent=first_output(train), parameters=[layer], batch_size=settings.batch_size
-    )
-    towards = tangent_kernel(
-        model,
-        test.inputs,
-        train.inputs,
-        left_cotangent=first_output(test),
-        right_cotangent=first_output(train),
-        parameters=[layer],
-        batch_size=settings.batch_size,
-    )
-    return own.cpu().numpy(), towards.cpu().numpy()
+def entering(model: nn.Module, inputs: Samples, batch_size: int) -> Values | None:
+    """h of each sample, [n, q], in float64; None where the outputs of the model are not those of a linear layer as they are."""
+    newest: list[tuple[Tensor, Tensor]] = []
+    found: list[Tensor] = []
+
+    def called(layer: nn.Module, given: tuple[Tensor, ...], told: Tensor) -> None:
+        ones = given[0].new_ones((*given[0].shape[:-1], int(layer.bias is not None)))
+        newest[:] = [(torch.cat([given[0], ones], -1), told)]
+
+    def ended(_: nn.Module, __: Any, outputs: Any) -> None:
+        if newest and outputs is newest[0][1] and outputs.ndim == 2:
+            found.append(newest[0][0].detach().cpu().double())
+
+    hooks = [layer.register_forward_hook(called) for layer in model.modules() if isinstance(layer, nn.Linear)]
+    hooks.append(model.register_forward_hook(ended))
+    try:
+        count = len(model_outputs(model, inputs, batch_size))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(found).numpy() if sum(map(len, found)) == count else None
 
 
 def outputs(model: nn.Module, taken: Sequence[Snapshot], settings: KernelSettings, side: Gathered) -> Values:

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from tracin_core.data.files import read_json
 from tracin_core.errors import InputError, ViewError
+from tracin_core.records.interchange import training_exclusions
 from tracin_core.records.jobs import Job
 from tracin_core.records.report.decisions import own_training
 from tracin_core.records.runs import Run
@@ -175,6 +177,14 @@ def left_out_before(run: Run) -> set[str]:
     return {str(name) for name in ((own or {}).get("exclusions") or {}).get("matched") or ()}
 
 
+def taken_out(run: Run, examples: pd.DataFrame, lines: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Which of the run's training examples these lines take out of a training, which reads a pair's either way round: [N]."""
+    found = training_exclusions(lines, run.samples)
+    ends = examples[["id1", "id2"] if run.noun == "pair" else ["id"]]
+    pairs = [frozenset(pair) in found.pairs for pair in ends.itertuples(index=False)]
+    return np.asarray(ends.isin(found.samples).any(axis=1).to_numpy() | np.array(pairs, dtype=bool))
+
+
 def settings_of(run: Run) -> tuple[dict[str, Any], list[str]]:
     """The settings of the run's training, and the names of those that are this product's own instead, with what they are there.
 
@@ -252,7 +262,8 @@ class Retraining:
         """
         if name not in self.table or self.table[name].isna().any():
             return None
-        return paired_effect(self._by_seed("list", self.lasting[-1], name), self._by_seed("none", self.lasting[-1], name))
+        lasting = "steps" if "steps" in self.lasting else self.lasting[0]
+        return paired_effect(self._by_seed("list", lasting, name), self._by_seed("none", lasting, name))
 
     def verdict(self, lasting: str) -> Verdict:
         """Whether the list did better than the same done to as many examples at random: helps, harms, or unproven (0 is in between)."""

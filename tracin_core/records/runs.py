@@ -230,6 +230,13 @@ class Run:
         require_classes(self.splits["validation"])
         return self._asked(all_pairs(self.splits["validation"]))
 
+    def validated(self, view: View) -> View:
+        """The view with all that a training's validation side is measured on as its tests: every pair, where the run has fewer."""
+        if self.task != "ranking":
+            return view
+        every = all_pairs(self.splits["validation"])
+        return view if every["id"].tolist() == view.test_pairs["id"].tolist() else view.tested_on(every)
+
     def _asked(self, pairs: pd.DataFrame) -> pd.DataFrame:
         count = self.ranking.test_pairs
         return pairs if count is None else stratified_pairs(pairs, count, seed=self.ranking.test_seed or 0)

@@ -682,7 +682,8 @@ class Methods:
             raise ViewError(f"Representer points of several outputs refit by cross_entropy, but the loss is {train.loss.name}.")
         if self._features is None:
             raise ViewError(
-                "Representer points of several outputs need the features of the last layer, which only a calibration has."
+                "Representer points of several outputs need the features of the last layer, which a calibration has, of a model whose "
+                "outputs a linear layer gives; calibrate such a model."
             )
         classes = train.outputs.shape[2]
         labels = np.asarray(train.targets), np.asarray(test.targets)

@@ -32,6 +32,9 @@ Rows = slice | npt.NDArray[np.int64]
 TestQuantity = Literal["loss", "score_difference"]
 ALL: Final = slice(None)
 NUMBERS: Final = "targets are numbers, not labels"
+NO_FEATURES: Final = (
+    "with several outputs they need the features of the last layer, which no kernel keeps apart; ask for a calibration"
+)
 
 
 class Examples(ABC):
@@ -297,7 +300,7 @@ class SampleExamples(Examples):
         if self.cotangent == "outputs":
             apart = {
                 "trak": "its margins are those of the kernel of logit(p_y); compute a run that keeps it",
-                "representer_points": "with several outputs they need the features of the last layer, which no kernel keeps apart",
+                "representer_points": f"{NO_FEATURES} of a run that keeps the kernel of logit(p_y)",
             }
             return apart if self.loss.is_of_label else {"relabel": NUMBERS, "score_difference": NUMBERS, **apart}
         if self.cotangent == "score" and self.loss.is_of_label:
@@ -311,7 +314,7 @@ class SampleExamples(Examples):
             "relabel": f"{kept}; {cure}",
             "gauss_newton": f"the curvature of cross-entropy needs every output, and {kept}; choose fisher, or {cure}",
             "linearised_retraining": f"a replay follows every output, and {kept}; {cure}",
-            "representer_points": f"the last layer's outputs stand apart, and {kept}; {cure}",
+            "representer_points": f"{NO_FEATURES} of this run",
         }
 
     @cached_property

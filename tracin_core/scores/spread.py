@@ -92,7 +92,7 @@ def share_interval(reached: npt.ArrayLike) -> tuple[float, float]:
 def strata(view: View) -> dict[str, dict[str, npt.NDArray[np.float64]]]:
     """What the examples of both sides can be divided by: train and test -> score -> values, [N] or [M].
 
-        self_influence, mean_influence = the mean of I(e, test) over the tests, or over the training examples,
+        self_influence, mean_influence = the mean of I(e, test) over the live tests (`View.mean_influence`), or over the training examples,
         total_influence = sum of |I(e, test)| over them
 
     The table of influences is gone through once and never held.
@@ -105,7 +105,7 @@ def strata(view: View) -> dict[str, dict[str, npt.NDArray[np.float64]]]:
         test_sum[place] = scores.sum(axis=0)
         test_total[place] = np.abs(scores).sum(axis=0)
     sides = {
-        "train": (view.self_influence(), train_sum / max(len(view.test), 1), train_total),
+        "train": (view.self_influence(), train_sum / max(int((~view.dead_tests).sum()), 1), train_total),
         "test": (view.test_self_influence(), test_sum / max(len(view.train), 1), test_total),
     }
     return {side: dict(zip(STRATA, values, strict=True)) for side, values in sides.items()}

@@ -77,6 +77,26 @@ class View(Selection):
         test = PairExamples(test_pairs, test_samples, kernels.test_outputs, loss, densities, guests, test_quantity)
         return cls(train, test, kernels, **settings)
 
+    def tested_on(self, pairs: pd.DataFrame) -> "View":
+        """The same with these pairs of its test samples for tests.
+
+        Raises:
+            ViewError: the tests are not pairs.
+        """
+        if not isinstance(self.test, PairExamples):
+            raise ViewError("Only tests that are pairs can be exchanged for other pairs of their samples.")
+        test = replace(self.test, table=pairs, strangers=np.ones(len(pairs), dtype=bool))
+        return View(
+            self.train,
+            test,
+            self._kernels,
+            checkpoint_weights=self.checkpoint_weights,
+            checkpoint_names=self.checkpoint_names,
+            measure=self.measure,
+            layers=list(self._layers),
+            kernel_map=self._kernel_map,
+        )
+
     @classmethod
     def of_samples(
         cls,

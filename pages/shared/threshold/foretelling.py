@@ -14,7 +14,7 @@ from pages.shared.session import plain
 from pages.shared.threshold.exclusion import prepared
 from tracin_core import charts
 from tracin_core.errors import ViewError
-from tracin_core.records.evaluations import Retraining, left_out_before, retrainings
+from tracin_core.records.evaluations import Retraining, left_out_before, retrainings, taken_out
 from tracin_core.records.faithfulness import faithfulness
 from tracin_core.records.runs import Run
 from tracin_core.scores.actions import WEIGHT, Action, actions_for, first_order
@@ -89,21 +89,19 @@ def asked_for() -> list[Any]:
     return cast(list[Any], st.session_state.setdefault("_previews", []))
 
 
-def methods_of(run: Run, view: View) -> Methods:
-    """The methods on this view, whose parts are kept as long as the view is."""
-    return prepared(view, "methods", lambda: run.methods_on(view))
+def methods_of(run: Run, view: View, *, validated: bool = False) -> Methods:
+    """The methods on this view; or on it with the whole validation side for its tests."""
+    return _methods(session.workspace_path(), run.id, run.digest, validated, run, view)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)  # not `prepared`: what holds its view there would keep it for ever
+def _methods(path: str, run_id: str, digest: str, validated: bool, _run: Run, _view: View) -> Methods:
+    return _run.methods_on(_run.validated(_view) if validated else _view)
 
 
 def before(run: Run, view: View) -> npt.NDArray[np.bool_]:
     """What the run's own training left out, as every training that is compared with it does."""
-    return prepared(view, "left_out", lambda: any_of(view, sorted(left_out_before(run))))
-
-
-def any_of(view: View, names: list[str]) -> npt.NDArray[np.bool_]:
-    """The training examples that bear one of these names, or of which a sample does: [N]."""
-    table = view.train_pairs
-    ends = [name for name in ("id", "id1", "id2") if name in table]
-    return np.asarray(table[ends].isin(names).any(axis=1), dtype=bool)
+    return prepared(view, "left_out", lambda: taken_out(run, view.train_pairs, sorted(left_out_before(run))))
 
 
 def in_words(run: Run, methods: Methods, table: pd.DataFrame) -> None:
@@ -232,18 +230,20 @@ def of_lists(run: Run, view: View) -> bool:
 
 
 def against(run: Run, view: View, result: Retraining) -> dict[str, Any] | None:
-    """The change of the mean loss that is foretold for a retrained list, and the one measured; None where one of them is not known."""
+    """The change of the mean loss that is foretold for a retrained list, and the one measured, over the whole validation side; None where
+    one of them is not known.
+    """
     moved = result.moved("validation_loss")
-    if moved is None or result.lines is None:
+    if moved is None or result.lines is None or result.digest != run.digest:
         return None
     table = view.train_pairs if result.noun == "pair" else view.train_samples
     named = view.named(table[table["id"].isin(result.lines)])
     weight = WEIGHT if result.weight is None else result.weight
     what = ("preview.of", result.number)
     try:
-        methods = methods_of(run, view)
-        if prepared(view, "preview.seconds", methods.preview_seconds) > AT_ONCE:
+        if prepared(view, "preview.seconds", methods_of(run, view).preview_seconds) > AT_ONCE:
             return None
+        methods = methods_of(run, view, validated=True)
         rise = prepared(
             view, what, lambda: methods.preview(named, result.action, weight=weight, left_out=before(run, view))["rise"].mean()
         )
