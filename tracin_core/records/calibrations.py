@@ -353,10 +353,12 @@ def calibrations(place: "Workspace", run: Run) -> list[Calibration]:
 def recommended_score(place: "Workspace", run: Run) -> str | None:
     """The score that the newest calibration of this data, model and task recommends; None: there is none, or nothing was reliable.
 
+    Nor is there one for a run that divides its gradients: a calibration is by plain ones.
+
     `self_influence`, `mean_influence` and `worst_influence` are the pages' own; a baseline has its method's name, and what another method
     makes of the first two is `<score>.<method>`.
     """
-    if run.kind == "scores" or not has_calibrations(place):
+    if run.kind == "scores" or run.precondition != "none" or not has_calibrations(place):
         return None
     subject = subject_of(run)
     newest = next((one for one in calibrations(place, run) if one.subject == subject), None)

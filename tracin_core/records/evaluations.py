@@ -19,7 +19,7 @@ import pandas as pd
 
 from tracin_core.data.files import read_json
 from tracin_core.errors import InputError, ViewError
-from tracin_core.records.interchange import training_exclusions
+from tracin_core.records.interchange import match_exclusions, training_exclusions
 from tracin_core.records.jobs import Job
 from tracin_core.records.report.decisions import own_training
 from tracin_core.records.runs import Run
@@ -172,9 +172,19 @@ def require_action(run: Run, noun: Literal["pair", "sample"], action: Action, we
 
 
 def left_out_before(run: Run) -> set[str]:
-    """The samples or pairs that the run's own training left out by a list, and every training that is compared with it leaves out again."""
+    """The samples or pairs that the run's own training left out by a list, and every training that is compared with it leaves out again.
+
+    A pair has the name that the run's tables give it, whichever way round the list had it.
+    """
     own = own_training(run)
-    return {str(name) for name in ((own or {}).get("exclusions") or {}).get("matched") or ()}
+    lines = {str(name) for name in ((own or {}).get("exclusions") or {}).get("matched") or ()}
+    if not lines or run.noun != "pair":
+        return lines
+    found = match_exclusions(sorted(lines), run.samples["id"].tolist())
+    ends = [frozenset(pair) for pair in run.train_pairs[["id1", "id2"]].itertuples(index=False)]
+    named = {name for name, pair in zip(run.train_pairs["id"], ends, strict=True) if pair in found.pairs}
+    apart = found.pairs.difference(ends)  # of equal labels: no pair to train on
+    return {*found.samples, *named, *found.unmatched, *("_".join(sorted(pair)) for pair in apart)}
 
 
 def taken_out(run: Run, examples: pd.DataFrame, lines: Sequence[str]) -> npt.NDArray[np.bool_]:
