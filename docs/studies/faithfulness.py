@@ -1,7 +1,7 @@
 """How well do influences foretell training, and how far do seeds agree? Digits by a linear model and a network, and simulated recordings.
 
-    python docs/studies/faithfulness.py [--digits 5000] [--subsets 100] [--ekfac DAMPING] [--stability 10] [--only CASE]
-        [--workspace FOLDER] [--out FOLDER]
+    python docs/studies/faithfulness.py [--digits 5000] [--subsets 100] [--ekfac DAMPING] [--stability 10]
+        [--stability-digits 3000] [--only CASE] [--workspace FOLDER] [--out FOLDER]
 
 Linear datamodelling scores by `evaluate lds` (docs/maths.md): the damping of curved methods is chosen on half of the subsets and every
 figure is of the other half, with 95 % bootstrap intervals over tests and subsets. Stability: self-influence of runs that differ in their
@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--subsets", type=int, default=100, help="of digits; of recordings two fifths of it, trained twice")
     parser.add_argument("--ekfac", type=float, action="append", help=f"a damping of EKFAC to try; default: each of {DAMPINGS}")
     parser.add_argument("--stability", type=int, default=10, help="seeds")
+    parser.add_argument("--stability-digits", type=int, default=3_000, help="digits of these runs")
     parser.add_argument("--only", choices=[*CASES, "stability"], action="append")
     parser.add_argument("--workspace", type=Path, help="default: a temporary one")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
@@ -184,17 +185,22 @@ def main() -> None:
         place = open_workspace(options.workspace or Path(folder))
         for name in options.only or [*CASES, "stability"]:
             told = (
-                steady(place, options.digits, options.stability)
+                steady(place, options.stability_digits, options.stability)
                 if name == "stability"
                 else foretold(place, name, options.digits, options.subsets, options.ekfac or DAMPINGS)
             )
             print("\n".join(told[0]), flush=True)
             text += told[0]
             kept.append(told[1])
+            write_down(options.out, "faithfulness", in_words(options), "Do influences foretell training?", text, {"cases": kept})
+
+
+def in_words(options: argparse.Namespace) -> str:
+    """The options as they are given."""
     asked = f"--digits {options.digits} --subsets {options.subsets} --stability {options.stability}"
+    asked += f" --stability-digits {options.stability_digits}"
     asked += "".join(f" --ekfac {damping:g}" for damping in options.ekfac or [])
-    asked += "".join(f" --only '{name}'" for name in options.only or [])
-    write_down(options.out, "faithfulness", asked, "Do influences foretell training?", text, {"cases": kept})
+    return asked + "".join(f" --only '{name}'" for name in options.only or [])
 
 
 if __name__ == "__main__":
