@@ -15,6 +15,8 @@ from tracin_core.records.evaluations import DRAWS, SEEDS, Lasting, Retraining, r
 from tracin_core.records.faithfulness import (
     DRAWN,
     FEWEST,
+    GROUP,
+    HALF,
     REPEATS,
     SUBSETS,
     UNITS,
@@ -31,7 +33,6 @@ from tracin_core.scores.actions import WEIGHT, Action, actions_for
 
 LASTING: Final[dict[str, tuple[Lasting, ...]]] = {"both": ("epochs", "steps"), "epochs": ("epochs",), "steps": ("steps",)}
 MOST_SUBSETS: Final = 1_000
-HALF, GROUP = 0.5, 0.05  # of the training side: what a half holds, and what is left out as a group
 ICONS: Final = {"helps": ":material/check_circle:", "harms": ":material/dangerous:", "unproven": ":material/help:"}
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 evaluate = typer.Typer(name="evaluate", help="Puts scores to the test on your own data.", rich_markup_mode=None)
 LASTING = {"both": ("epochs", "steps"), "epochs": ("epochs",), "steps": ("steps",)}
 NAMED = 3  # lines of a list that are named where they match nothing
-GROUP = 0.05  # of the training side
 NOISY = 0.3  # rank correlation between the losses of two seeds, below which little can be foretold
 MEASURED = {
     "halves": "Linear datamodelling score",
@@ -170,7 +169,7 @@ def evaluate_leave_out(
 
     Example: python -m tracin_core evaluate leave-out --unit sample --one --repeats 5
     """
-    from tracin_core.records.faithfulness import faithfulness, start_lds
+    from tracin_core.records.faithfulness import GROUP, faithfulness, start_lds
 
     place = opened(workspace)
     chosen = the_run(place, run)

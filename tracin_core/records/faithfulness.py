@@ -32,6 +32,7 @@ FOLDER: Final = "faithfulness"
 SUBSETS: Final = 40
 REPEATS: Final = 2
 LARGEST: Final = 0.5  # share of a group
+HALF, GROUP = 0.5, 0.05  # of the training side: what a half holds, and what is usually left out as a group
 FEWEST: Final = 6  # half of them choose the damping, and three can be ranked
 
 
@@ -86,7 +87,7 @@ def start_lds(
     drawn: Drawn = "halves",
     subsets: int = SUBSETS,
     repeats: int = REPEATS,
-    share: float = 0.5,
+    share: float = HALF,
 ) -> Job:
     """The run's model is being trained on subsets of its training side; what is trained already is not trained again.
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tracin_core.records.workspace import Workspace
 
 Across = Literal["checkpoints", "layers"]
-ACROSS: Final[tuple[Across, ...]] = get_args(Across)
 WHOLE: Final = "all"
 Score = Literal["self_influence", "mean_influence"]
 SCORES: Final[tuple[Score, ...]] = get_args(Score)
