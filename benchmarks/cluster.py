@@ -31,7 +31,7 @@ from tracin_core.engine.kernel import kernel_groups
 from tracin_core.engine.models import build_model
 from tracin_core.recipe import EngineSection, RankerModel
 from tracin_core.records.datasets import keep_inputs
-from tracin_core.records.runs import Chunk, chunk_digest
+from tracin_core.records.manifest import Chunk, chunk_digest
 from tracin_core.records.store import BlockKey, BlockStore, digest_of
 from tracin_core.records.workspace import Workspace, open_workspace
 from tracin_core.worker.kernels import ATTEMPTS, record_block

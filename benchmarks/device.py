@@ -5,8 +5,8 @@
 Exactness: 48 x 24 samples of each model, kernel in float32 and in float64 on the device, against the kernel in float64 on the CPU
 (largest difference, relative to the largest entry). Speed: the kernel of each model on the device, its peer `torch.func` on the same
 device in turn with it (at the fastest of three batch sizes on an H100), and a sixteenth of it on this machine's CPU once, in batches of
-32. A run: the demo's recordings (SIMULATED), trained once, analysed by the worker with `device = "cpu"` and with the accelerator;
-influence of every training pair on every validation pair, compared.
+32. Runs: the demo's recordings (SIMULATED), and 1,000 digits by EKFAC, trained once, analysed by the worker with `device = "cpu"` and
+with the accelerator; influences of all training examples on all tests, compared.
 """
 
 import argparse
@@ -22,8 +22,10 @@ from common import Encoder, difference, medians, per_sample_gradients, report, t
 from torch import Tensor, nn
 
 from tracin_core import Recipe, open_workspace
+from tracin_core.data.demos import write_digits
 from tracin_core.engine.kernel import tangent_kernel
 from tracin_core.engine.models import Ranker
+from tracin_core.records.workspace import Workspace
 
 FEW = 48
 ONE_IN = 16  # of the samples are given to the CPU, and its seconds are scaled by their number
@@ -60,8 +62,9 @@ def main() -> None:
     options = parser.parse_args()
     findings = {name: measured(case, options) for name, case in CASES.items()}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        told = demo(Path(folder), options.device)
-    report("device", device=name_of(options.device), models=findings, demo=told)
+        workspace = open_workspace(Path(folder))
+        told = {"demo": demo(workspace, options.device), "digits by EKFAC": digits(workspace, options.device)}
+    report("device", device=name_of(options.device), models=findings, runs=told)
 
 
 def measured(case: Case, options: argparse.Namespace) -> dict[str, Any]:
@@ -116,20 +119,40 @@ def finished(value: Tensor, device: str) -> Tensor:
     return value
 
 
-def demo(place: Path, device: str) -> dict[str, Any]:
-    """Influences of the demo's run on the device against those on the CPU; the training is one and the same."""
-    workspace = open_workspace(place)
+def demo(workspace: Workspace, device: str) -> dict[str, Any]:
+    """Influences of the demo's run, its training one and the same."""
     job = workspace.queue.submit("demo", {"material": "box", "frequency": "1000hz"}, title="SIMULATED demo", who="benchmark")
-    first = workspace.run(workspace.queue.wait(job.id).result["run_id"])
-    told = first.recipe.to_dict()
+    run = workspace.run(workspace.queue.wait(job.id).result["run_id"])
+    return compared(workspace, run.recipe.to_dict(), {"batch_size": 64}, device)
+
+
+def digits(workspace: Workspace, device: str) -> dict[str, Any]:
+    """Influences of 1,000 digits by EKFAC, the training one and the same."""
+    folder = workspace.root / "recordings" / "digits"
+    write_digits(folder, count=1_000, wrong=0)
+    told = {
+        "name": "digits",
+        "data": {"kind": "arrays", "file": folder / "digits.npz"},
+        "model": {"kind": "mlp", "inputs": 784, "hidden": [128], "outputs": 10},
+        "task": {"kind": "classification"},
+        "split": {"rule": "column", "column": "side"},
+        "checkpoints": {"folder": workspace.root / "trainings" / "digits"},
+    }
+    job = workspace.start_training(Recipe.from_dict(told), settings={"epochs": 5}, folder=told["checkpoints"]["folder"])
+    workspace.queue.wait(job.id)
+    return compared(workspace, told, {"precondition": "ekfac", "damping": 1.0}, device)
+
+
+def compared(workspace: Workspace, told: dict[str, Any], engine: dict[str, Any], device: str) -> dict[str, Any]:
+    """The run's influences on the device against those on the CPU."""
     seconds, scores = {}, {}
     for name in ("cpu", device):
-        recipe = Recipe.from_dict({**told, "name": f"on {name}", "engine": {"device": name, "batch_size": 64}})
+        recipe = Recipe.from_dict({**told, "name": f"on {name}", "engine": {**engine, "device": name}})
         seconds[name] = timed(lambda recipe=recipe: workspace.compute(recipe))
         scores[name] = workspace.compute(recipe).view().influence()
     apart = np.abs(scores["cpu"] - scores[device]).max() / np.abs(scores["cpu"]).max()
     return {
-        "pairs": list(scores["cpu"].shape),
+        "influences": list(scores["cpu"].shape),
         "largest difference of influence": float(apart),
         "seconds with the worker's start": seconds,
     }

@@ -77,7 +77,7 @@ def block_seconds(layout: str, size: int, repeats: int) -> dict[str, float]:
     from tracin_core.engine.models import build_model
     from tracin_core.recipe import EngineSection, RankerModel
     from tracin_core.records.datasets import keep_inputs
-    from tracin_core.records.runs import Chunk, chunk_digest
+    from tracin_core.records.manifest import Chunk, chunk_digest
     from tracin_core.records.workspace import open_workspace
     from tracin_core.worker.kernels import record_block
 

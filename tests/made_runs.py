@@ -23,7 +23,8 @@ from tracin_core.recipe import Recipe
 from tracin_core.records import maintenance
 from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.datasets import dataset_key, keep_inputs
-from tracin_core.records.runs import Chunk, Manifest, Run, chunk_digest
+from tracin_core.records.manifest import Chunk, Manifest, chunk_digest
+from tracin_core.records.runs import Run
 from tracin_core.records.store import BlockKey, digest_of
 from tracin_core.records.workspace import Workspace, open_workspace
 

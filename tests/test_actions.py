@@ -18,10 +18,11 @@ from tracin_core.evaluating.retraining import changed
 from tracin_core.recipe import ClassificationTask, RegressionTask
 from tracin_core.records.interchange import training_exclusions
 from tracin_core.scores.actions import Action, actions_for, first_order
-from tracin_core.scores.comparison import Methods, Training
+from tracin_core.scores.comparison import Methods
 from tracin_core.scores.influence import Kernels
 from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.relabel import likeliest_others
+from tracin_core.scores.retraining import Training
 from tracin_core.scores.sample_losses import SampleLoss
 from tracin_core.scores.view import View
 
@@ -145,7 +146,7 @@ def test_the_preview_of_a_list_of_a_ranking_is_the_training_of_a_linear_model(
     view = methods.view
     chosen = view.train_pairs[view.train_pairs["id"].isin(lines)] if listed == "pairs" else pd.DataFrame({"id": lines})
     left_out = view.train_pairs["id"].isin(before) | view.train_pairs[["id1", "id2"]].isin(before).any(axis=1)
-    found = methods.preview(view.named(chosen), action, weight=weight, left_out=left_out.to_numpy())
+    found = methods.replay.preview(view.named(chosen), action, weight=weight, left_out=left_out.to_numpy())
     without, there = (outputs_of(linear_ranking(loss, action, weight, names, before)) for names in ([], lines))
     target, ends = view.test_pairs["target"].to_numpy(), view.test.ends
     for outputs, suffix in ((without, ""), (there, "_after")):
@@ -170,7 +171,7 @@ def test_the_preview_of_a_classification_is_the_training_of_a_linear_model(actio
     sides = [samples[samples["split"] == side].reset_index(drop=True) for side in ("train", "validation")]
     loss = SampleLoss("cross_entropy" if outputs > 1 else "binary_cross_entropy")
     methods = sample_methods(loss, outputs, sides, "label")
-    found = methods.preview(methods.view.named(pd.DataFrame({"id": named})), action, weight=0.125)
+    found = methods.replay.preview(methods.view.named(pd.DataFrame({"id": named})), action, weight=0.125)
     last = methods.training.train_outputs[-1]
     after = samples.copy()
     if action == "relabel":
@@ -204,7 +205,7 @@ def test_the_preview_of_a_regression_is_the_training_of_a_linear_model(action: A
     """What is reached is the error as a training measures it."""
     methods = sample_methods(SampleLoss("squared_error"), 1, SIDES, "target")
     named = ["a0", "a7"]
-    found = methods.preview(methods.view.named(pd.DataFrame({"id": named})), action, weight=0.5)
+    found = methods.replay.preview(methods.view.named(pd.DataFrame({"id": named})), action, weight=0.5)
     excluded = set(named) if action == "exclude" else set()
     weights: Any = dict.fromkeys(named, 0.5) if action == "down_weight" else None
     for out, by, suffix in ((set(), None, ""), (excluded, weights, "_after")):
@@ -214,7 +215,7 @@ def test_the_preview_of_a_regression_is_the_training_of_a_linear_model(action: A
         np.testing.assert_allclose(found[f"loss{suffix}"], (outputs_of(model)[:, 0] - wanted) ** 2, **EXACT)
         np.testing.assert_allclose(found[f"reached{suffix}"], np.abs(outputs_of(model)[:, 0] - wanted), **EXACT)
     with pytest.raises(ViewError, match="cannot be put to 'relabel'"):
-        methods.preview(np.ones(TRAIN, dtype=int), "relabel")
+        methods.replay.preview(np.ones(TRAIN, dtype=int), "relabel")
 
 
 def test_no_weight_at_all_is_not_leaving_out() -> None:
@@ -225,11 +226,10 @@ def test_no_weight_at_all_is_not_leaving_out() -> None:
     left, everything = len(named) - 10, len(named)
     slower = Methods(methods.view, Training(**{**vars(methods.training), "rate_sums": SUMS * left / everything}))
     np.testing.assert_allclose(
-        methods.preview(named, "down_weight", weight=0.0)["loss_after"], slower.preview(named)["loss_after"], **EXACT
+        methods.replay.preview(named, "down_weight", weight=0.0)["loss_after"], slower.replay.preview(named)["loss_after"], **EXACT
     )
-    assert (
-        np.abs(methods.preview(named)["loss_after"] - methods.preview(named, "down_weight", weight=0.0)["loss_after"]).max() > 1e-3
-    )
+    without, lighter = methods.replay.preview(named), methods.replay.preview(named, "down_weight", weight=0.0)
+    assert np.abs(without["loss_after"] - lighter["loss_after"]).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["ghm", "ghm_legacy"])
@@ -239,14 +239,14 @@ def test_a_turned_pair_has_the_weight_of_a_guest_with_its_new_target(name: Any) 
     methods = pair_methods(loss)
     view, pairs = methods.view, methods.view.train_pairs
     named = (np.arange(len(pairs)) % 4 == 0).astype(int)
-    found = methods.preview(named, "turn")
+    found = methods.replay.preview(named, "turn")
     turned = pairs.assign(target=np.where(named > 0, -pairs["target"], pairs["target"]))
     kernels = kernels_of(1)
     again = View.of_pairs(
         turned, view.test_pairs, kernels, loss=loss, train_samples=SIDES[0], test_samples=SIDES[1], population=pairs,
         strangers=named > 0, checkpoint_weights=np.ones(3), checkpoint_names=["0", "1", "2"],
     )  # fmt: skip
-    by_hand = Methods(again, training_of(kernels)).preview(np.zeros(len(pairs), dtype=int))["loss"]
+    by_hand = Methods(again, training_of(kernels)).replay.preview(np.zeros(len(pairs), dtype=int))["loss"]
     np.testing.assert_allclose(found["loss_after"], by_hand, **EXACT)
     assert np.abs(found["rise"]).max() > 1e-4
 
@@ -262,7 +262,7 @@ def test_a_turned_pair_has_the_weight_of_a_guest_with_its_new_target(name: Any) 
 def test_what_has_no_meaning_for_pairs_is_refused(action: Action, weight: float, told: str) -> None:
     methods = pair_methods(PairLoss())
     with pytest.raises(ViewError, match=told):
-        methods.preview(np.ones(len(methods.view.train_pairs), dtype=int), action, weight=weight)
+        methods.replay.preview(np.ones(len(methods.view.train_pairs), dtype=int), action, weight=weight)
     with pytest.raises(ViewError, match=r"Influences say|below 1"):
         first_order(methods.view, np.ones(len(methods.view.train_pairs), dtype=np.int64), action, weight)
 
@@ -308,7 +308,7 @@ def test_the_likeliest_other_label_is_never_the_own() -> None:
 
 def test_how_long_a_preview_takes_is_about_what_it_says() -> None:
     methods = pair_methods(PairLoss(name="logistic"))
-    assert 0 < methods.preview_seconds() < 1
+    assert 0 < methods.replay.preview_seconds() < 1
     lacking = Methods(methods.view, Training(**{**vars(methods.training), "optimizer": "Adam"}))
     with pytest.raises(ViewError, match="Adam"):
-        lacking.preview_seconds()
+        lacking.replay.preview_seconds()

@@ -180,7 +180,7 @@ def test_a_run_says_by_which_formula_its_scores_are(
     assert ["SGD formula on Adam" in texts for texts in shown] == [True, False]
     assert ["Adam formula" in texts for texts in shown] == [False, True]
     with pytest.raises(ViewError, match='precondition = "none"'):
-        _ = by_adam.methods().representers
+        _ = by_adam.methods().refitted_layer.representers
 
 
 # As the program named them before there was a `precondition`.

@@ -29,7 +29,7 @@ from tracin_core.engine.models import Ranker
 from tracin_core.errors import ClusterError, JobCancelledError, RecipeError
 from tracin_core.recipe import EngineSection, Recipe
 from tracin_core.records.jobs import Job
-from tracin_core.records.runs import Manifest
+from tracin_core.records.manifest import Manifest
 from tracin_core.records.store import BlockStore
 from tracin_core.records.workspace import Workspace, open_workspace
 

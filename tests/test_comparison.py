@@ -15,12 +15,13 @@ from tracin_core.data.samples import pair_table, pairs_of
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.records.runs import Run
 from tracin_core.records.stability import compare_parts
-from tracin_core.scores.comparison import DEFAULT_RIDGE, Methods, Training
+from tracin_core.scores.comparison import Methods
 from tracin_core.scores.curvature import pair_laplacian
 from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.methods import METHODS
 from tracin_core.scores.objectives import PairObjective
-from tracin_core.scores.representer import representer_points
+from tracin_core.scores.representer import DEFAULT_RIDGE, representer_points
+from tracin_core.scores.retraining import Training
 
 LOGISTIC = PairLoss(name="logistic", margin=1.0)
 
@@ -182,8 +183,8 @@ def test_a_run_without_any_gradient_has_no_curvature_and_says_so() -> None:
         (lambda m: m.influence("mean_loss", "x0_x1"), ViewError, "mean_loss has no influence on a test"),
         (lambda m: m.influence("tracin", "nobody"), NotFoundError, "no test pair 'nobody'"),
         (lambda m: m.mapped("trak"), ViewError, "no map of kernels; choose from tracin, last_checkpoint"),
-        (lambda m: m.preview(np.zeros(3, dtype=bool)), ViewError, "each of 16 training examples"),
-        (lambda m: m.preview(np.ones(16, dtype=bool)), ViewError, "leaves none of the 16"),
+        (lambda m: m.replay.preview(np.zeros(3, dtype=bool)), ViewError, "each of 16 training examples"),
+        (lambda m: m.replay.preview(np.ones(16, dtype=bool)), ViewError, "leaves none of the 16"),
         (lambda m: Methods(m.view, m.training, delta=0.0), ViewError, "relative damping delta"),
         (lambda m: Methods(m.view, m.training, curvature="steep").decomposed, ViewError, "no curvature 'steep'"),
     ],
@@ -218,14 +219,14 @@ def test_a_trained_run_has_every_method(run: Run) -> None:
 def test_a_preview_is_the_replay_without_those_pairs(run: Run) -> None:
     """Leaving out nothing changes nothing; leaving out a sample's pairs is the row of `sample_rise`."""
     methods = run.methods()
-    none = methods.preview(np.zeros(len(run.train_pairs), dtype=bool))
+    none = methods.replay.preview(np.zeros(len(run.train_pairs), dtype=bool))
     assert (none["rise"] == 0).all()
     sample = run.splits["train"]["id"][2]
     removed = (run.train_pairs[["id1", "id2"]] == sample).any(axis=1).to_numpy()
-    np.testing.assert_allclose(methods.preview(removed)["rise"], methods.sample_rise()[2], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(methods.replay.preview(removed)["rise"], methods.replay.sample_rise()[2], rtol=1e-9, atol=1e-12)
     pair = methods.influence("linearised_retraining", run.test_pairs["id"][4])
     one = np.arange(len(run.train_pairs)) == 7
-    np.testing.assert_allclose(methods.preview(one)["rise"][4], pair[7], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(methods.replay.preview(one)["rise"][4], pair[7], rtol=1e-9, atol=1e-12)
 
 
 def test_the_damping_is_chosen_by_agreement_with_the_replay(run: Run) -> None:
@@ -268,7 +269,7 @@ def test_one_copy_of_a_drawn_pair_is_left_out_as_its_score_says() -> None:
     single = pairs.assign(multiplicity=[2, 1, 2])
     fewer = Methods(case.view(LOGISTIC, train_pairs=single), training_of(case))
     none = np.zeros(len(pairs), dtype=bool)
-    expected = fewer.preview(none)["loss"][1] - methods.preview(none)["loss"][1]
+    expected = fewer.replay.preview(none)["loss"][1] - methods.replay.preview(none)["loss"][1]
     assert methods.influence("linearised_retraining", test)[0] == pytest.approx(expected, rel=1e-9)
 
 

@@ -72,7 +72,7 @@ def test_the_page_says_what_the_replay_foretells(
     assert not test.error
     methods = studio.run.methods()
     view = methods.view
-    table = methods.preview(view.named(view.exclusions(**RULE, pair_mode=mode)), action, weight=0.4)
+    table = methods.replay.preview(view.named(view.exclusions(**RULE, pair_mode=mode)), action, weight=0.4)
     assert sentence(table, language) in texts_of(test)
     assert said(language, "preview.unknown") in texts_of(test)
     hit = table.nlargest(foretelling.WORST, "rise")
@@ -98,7 +98,7 @@ def test_a_slow_preview_waits_for_a_press(look: Callable[..., AppTest], studio: 
     test.button(key="preview.ask").click().run()
     assert not test.error
     view = studio.run.view()
-    expected = sentence(studio.run.methods().preview(view.named(view.exclusions(**RULE))))
+    expected = sentence(studio.run.methods().replay.preview(view.named(view.exclusions(**RULE))))
     assert expected in texts_of(test)
     test.number_input(key="most").set_value(2).run()
     assert "Foretold" not in texts_of(test)  # another list is another question
@@ -151,7 +151,7 @@ def test_foretold_stands_beside_measured(look: Callable[..., AppTest], studio: S
         for arm in ("list", "none")
     }
     moved = float(np.mean(np.subtract(losses["list"], losses["none"])))
-    rise = studio.run.methods().preview(studio.run.view().named(chosen), "turn")["rise"].mean()
+    rise = studio.run.methods().replay.preview(studio.run.view().named(chosen), "turn")["rise"].mean()
     test = look()
     table = next(frame.value for frame in test.dataframe if "measured" in frame.value)
     assert table["foretold"].tolist() == [f"{rise:+.3g}"]
@@ -199,7 +199,7 @@ def test_foretold_of_fewer_tests_is_still_of_all_that_a_training_is_measured_on(
         test = viewer(studio.place.root, monkeypatch)("threshold", run=run.id, **LINE)
     finally:
         shutil.rmtree(folder)
-    rise = studio.run.methods().preview(every.named(every.exclusions(**RULE)), "turn")["rise"].mean()
+    rise = studio.run.methods().replay.preview(every.named(every.exclusions(**RULE)), "turn")["rise"].mean()
     table = next(frame.value for frame in test.dataframe if "measured" in frame.value)
     assert table["foretold"].tolist() == [f"{rise:+.3g}"]
 
@@ -310,7 +310,7 @@ def test_samples_have_their_own_words_and_actions(
     test = viewer(place.root, monkeypatch)("threshold", run=run.id, m=1, T=threshold, action=action)
     assert not test.error
     assert not test.exception
-    table = methods.preview(view.named(view.exclusions(threshold, 1, 50, "sample")), action)
+    table = methods.replay.preview(view.named(view.exclusions(threshold, 1, 50, "sample")), action)
     if target == "number":
         errors = f"{table['reached'].mean():.4g} to **{table['reached_after'].mean():.4g}**"
         assert f"mean absolute error from {errors}" in texts_of(test)

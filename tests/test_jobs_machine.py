@@ -19,7 +19,7 @@ from tracin_core.errors import DiskFullError
 from tracin_core.recipe import Recipe
 from tracin_core.records import processes, progress
 from tracin_core.records.jobs import JobQueue
-from tracin_core.records.runs import Chunk, Manifest
+from tracin_core.records.manifest import Chunk, Manifest
 from tracin_core.records.store import BlockKey, BlockStore, digest_of
 from tracin_core.records.workspace import Workspace
 from tracin_core.worker import ending, kernels, serving

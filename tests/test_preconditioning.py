@@ -34,7 +34,7 @@ def random_factor(layer: nn.Module) -> KroneckerFactor:
 def dense(factor: KroneckerFactor) -> Tensor:
     """The matrix of `vec(G) -> vec(V (scales * (V^T G U)) U^T)`, G row by row."""
     basis = torch.kron(factor.outputs, factor.inputs)
-    return basis @ torch.diag(factor.scales.flatten()) @ basis.T
+    return basis @ torch.diag(factor.scales.flatten().to(basis)) @ basis.T
 
 
 def matrix_rows(rows: dict[str, Tensor], model: nn.Module, layer: str) -> Tensor:
@@ -178,7 +178,7 @@ def test_ekfac_gives_what_has_no_matrix_its_diagonal() -> None:
     assert {"tokens.weight", "positions.weight", "encoder.norm1.weight", "encoder.linear1.weight"} <= set(diagonals)
     assert "encoder.linear1.bias" not in diagonals
     for name, scales in diagonals.items():
-        torch.testing.assert_close(scales.flatten(), 1 / (rows[name].square().mean(0) + 0.5), **FLOAT64)
+        torch.testing.assert_close(scales.flatten(), 1 / (rows[name].square().mean(0).cpu() + 0.5), **FLOAT64)
     tangent_kernel(model, samples, precondition=factors)
 
 

@@ -12,11 +12,12 @@ from tracin_core.engine import in_memory
 from tracin_core.engine.classification import logit_cotangent, output_kernel_by_layer, tangent_diagonal_blocks
 from tracin_core.engine.kernel import layer_groups, model_outputs, tangent_kernel_by_layer
 from tracin_core.errors import OutputShapeError, ViewError
-from tracin_core.scores.comparison import Methods, Training
+from tracin_core.scores.comparison import Methods
 from tracin_core.scores.examples import Cotangent
 from tracin_core.scores.influence import Kernels, block_self_influence
 from tracin_core.scores.objectives import SampleObjective
 from tracin_core.scores.representer import representer_points
+from tracin_core.scores.retraining import Training
 from tracin_core.scores.sample_losses import SampleLoss, label_logit, sample_derivative, sample_loss
 from tracin_core.scores.view import View
 
@@ -414,5 +415,5 @@ def test_a_preview_of_classes_keeps_the_test_quantity() -> None:
     shown = view("outputs", loss, networks, test_quantity="score_difference")
     outputs = [np.stack([model_outputs(model, INPUTS[side]).numpy() for model in networks]) for side in INPUTS]
     training = Training((0, 1), *outputs, np.array([0.0, 1e-9]), 2, TRAIN, "SGD")
-    found = Methods(shown, training).preview(np.arange(TRAIN) == 0)["loss"]
+    found = Methods(shown, training).replay.preview(np.arange(TRAIN) == 0)["loss"]
     np.testing.assert_allclose(found, -label_logit(outputs[1][0], LABELS["test"].numpy()), rtol=1e-5, atol=1e-6)

@@ -17,7 +17,7 @@ from tracin_core.errors import CheckpointError, DataError, RecipeError, ViewErro
 from tracin_core.reading import truth_of
 from tracin_core.recipe import ClassificationTask, PluginModel, Recipe, RegressionTask, SplitSection
 from tracin_core.records.datasets import sealed_chunks, stored_split
-from tracin_core.records.runs import Manifest, read_samples
+from tracin_core.records.manifest import Manifest, read_samples
 from tracin_core.records.workspace import Workspace, open_workspace
 from tracin_core.scores.influence import Kernels
 from tracin_core.scores.sample_losses import SampleLoss

@@ -16,7 +16,7 @@ import pytest
 from test_docs_complete import run_blocks, sections_of, table_of, text_of
 
 from tracin_core.records.maintenance import rebuild_catalogue
-from tracin_core.records.runs import Manifest
+from tracin_core.records.manifest import Manifest
 from tracin_core.records.verdicts import Decision
 from tracin_core.records.workspace import FOLDERS, Workspace, open_workspace
 

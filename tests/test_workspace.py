@@ -33,8 +33,8 @@ from tracin_core.errors import (
 )
 from tracin_core.recipe import Recipe
 from tracin_core.records.jobs import Job, JobQueue
+from tracin_core.records.manifest import Manifest
 from tracin_core.records.progress import Progress
-from tracin_core.records.runs import Manifest
 from tracin_core.records.workspace import Workspace, open_workspace
 from tracin_core.worker import analysis, computing, kernels, serving
 

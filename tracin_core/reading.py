@@ -25,8 +25,8 @@ from tracin_core.records.datasets import (
     split_key,
     stored_split,
 )
+from tracin_core.records.manifest import Chunk
 from tracin_core.records.progress import Progress
-from tracin_core.records.runs import Chunk
 from tracin_core.records.store import digest_of
 from tracin_core.records.workspace import Workspace
 

@@ -155,11 +155,26 @@ def complete(place: Workspace, recipe: dict[str, Any], name: str) -> Recipe:
 
 
 def write_down(
-    out: Path, script: str, asked: str, title: str, lines: Sequence[str], content: dict[str, Any], suffix: str = ""
+    out: Path, script: str, asked: str, title: str, cases: Sequence[tuple[Sequence[str], dict[str, Any]]], suffix: str = ""
 ) -> None:
-    """The study's tables as Markdown and its figures as JSON, named after its script, with the command that made them and the versions."""
+    """The study's tables as Markdown and its figures as JSON, named after its script; each case with the command and versions that made it.
+
+    Args:
+        asked: the options, as they are given on the command line.
+        cases: of each its text, which begins with a heading, and its figures with its name as `case`; a case of an earlier command stays
+            where it is unless one of this name replaces it.
+    """
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}}
-    command = f"`python docs/studies/{script}.py {asked}`, {json.dumps(versions)}; what is done is in {script}.py."
     file = out / f"{script.replace('_', '-')}{suffix}"
-    file.with_suffix(".md").write_text("\n".join([f"# {title}", "", command, "", *lines]), encoding="utf-8")
-    file.with_suffix(".json").write_text(json.dumps({"versions": versions, **content}, indent=1, default=str), encoding="utf-8")
+    before = (
+        json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["cases"] if file.with_suffix(".json").exists() else []
+    )
+    kept = {one["case"]: one for one in before}
+    command = f"python docs/studies/{script}.py {asked}"
+    kept |= {told["case"]: {**told, "command": command, "versions": versions, "text": list(text)} for text, told in cases}
+    lines = [f"# {title}", "", f"What is done is in {script}.py.", ""]
+    for one in kept.values():
+        heading, *rest = one["text"]
+        lines += [heading, "", f"`{one['command']}`, {json.dumps(one['versions'])}", *rest]
+    file.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
+    file.with_suffix(".json").write_text(json.dumps({"cases": list(kept.values())}, indent=1, default=str), encoding="utf-8")

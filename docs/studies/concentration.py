@@ -135,9 +135,11 @@ def main() -> None:
         f"| {told} | {found[name].mean:.3f} | {found[name].low:.3f} | {found[name].high:.3f} |" for name, told in FIGURES.items()
     ]
     print("\n".join(lines))
-    title = "A tenth of the pairs, and GHM against the margin loss (SIMULATED)"
-    content = {"figures": FIGURES, "seeds": table.to_dict("records")}
-    write_down(options.out, "concentration", f"--seeds {options.seeds}", title, [*lines, ""], content)
+    told = {"case": "angles", "figures": FIGURES, "seeds": table.to_dict("records")}
+    text = ["## angles (SIMULATED)", "", *lines, ""]
+    write_down(
+        options.out, "concentration", f"--seeds {options.seeds}", "A tenth of the pairs, and GHM against margin", [(text, told)]
+    )
 
 
 if __name__ == "__main__":

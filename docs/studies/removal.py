@@ -183,7 +183,8 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, help="default: a temporary one")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
-    text, kept = [], []
+    asked = f"--seeds {options.seeds} --trainings {options.trainings} --digits {options.digits}"
+    asked += "".join(f" --only {name}" for name in options.only or [])
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         place = open_workspace(options.workspace or Path(folder))
         for name in options.only or CASES:
@@ -194,11 +195,8 @@ def main() -> None:
             table, seconds = pd.DataFrame(rows), time.perf_counter() - started
             lines = in_markdown(name, case, table, seconds, run.simulated)
             print("\n".join(lines), flush=True)
-            text += lines
-            kept.append({"case": name, **asdict(case), "seconds": seconds, "accuracy": rows, "summary": list(summary(table))})
-    asked = f"--seeds {options.seeds} --trainings {options.trainings} --digits {options.digits}"
-    asked += "".join(f" --only {name}" for name in options.only or [])
-    write_down(options.out, "removal", asked, "Does leaving out what a score lists help?", text, {"cases": kept})
+            told = {"case": name, **asdict(case), "seconds": seconds, "accuracy": rows, "summary": list(summary(table))}
+            write_down(options.out, "removal", asked, "Does leaving out what a score lists help?", [(lines, told)])
 
 
 if __name__ == "__main__":

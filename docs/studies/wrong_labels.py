@@ -5,8 +5,8 @@
 Each case makes its data, trains a small network (one hidden layer of 128, or none; 257-32-1 on mean spectra), analyses it, and asks for
 `evaluate calibrate`: 10 % errors are planted in a copy of the training side, once per seed with other errors and other weights, and every
 score is judged by how early it lists them (docs/maths.md): in figures, and as curves of what is found by what is looked at. Writes
-`wrong-labels.md` and `wrong-labels.json` beside this file (`wrong-labels-5000` with `--pictures 5000`). What was computed in the workspace
-before is not computed again.
+`wrong-labels.md` and `wrong-labels.json` beside this file (`wrong-labels-5000` with `--pictures 5000`), in which cases that were not asked
+for stay. What was computed in the workspace before is not computed again.
 """
 
 import argparse
@@ -139,15 +139,14 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         place = open_workspace(options.workspace or Path(folder))
-        text, kept = [], []
+        asked = f"--seeds {options.seeds} --pictures {options.pictures}" + "".join(
+            f" --only '{case}'" for case in options.only or []
+        )
+        suffix = "" if options.pictures == PICTURES else f"-{options.pictures}"
         for case in options.only or CASES:
-            lines, told = tables(place, case, *judged(place, case, options.pictures, options.seeds))
-            print("\n".join(lines), flush=True)
-            text += lines
-            kept.append(told)
-    asked = f"--seeds {options.seeds} --pictures {options.pictures}" + "".join(f" --only '{case}'" for case in options.only or [])
-    suffix = "" if options.pictures == PICTURES else f"-{options.pictures}"
-    write_down(options.out, "wrong_labels", asked, "Which score finds planted errors?", text, {"cases": kept}, suffix)
+            told = tables(place, case, *judged(place, case, options.pictures, options.seeds))
+            print("\n".join(told[0]), flush=True)
+            write_down(options.out, "wrong_labels", asked, "Which score finds planted errors?", [told], suffix)
 
 
 if __name__ == "__main__":

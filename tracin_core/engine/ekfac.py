@@ -38,7 +38,7 @@ class Curvature:
 
     Attributes:
         bases: (V, U) by the path of each layer, orthogonal, `[p, p]` and `[q, q]`.
-        eigenvalues: of F': `[p, q]` by layer, and by name the diagonal of every other parameter, in its shape; float64.
+        eigenvalues: of F': `[p, q]` by layer, and by name the diagonal of every other parameter, in its shape; float64, on the CPU.
     """
 
     bases: Bases
@@ -181,7 +181,7 @@ def kronecker_bases(gradients: Gradients, sides: Iterable[Side]) -> Bases:
 
 def second_moments(gradients: Gradients, sides: Iterable[Side], bases: Bases) -> dict[str, Tensor]:
     """sum (V^T G U)^2 by layer, and sum g^2 by parameter for what has no bases; float64. 0 for what no sample reaches."""
-    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device="cpu"))
     for side in sides:
         for batch in side.batches:
             factors = gradients.factors(side, batch)
@@ -194,7 +194,7 @@ def second_moments(gradients: Gradients, sides: Iterable[Side], bases: Bases) ->
                 sums[name] = sums[name] + exact(squares).reshape(gradients.parameters[name].shape)
     for name in gradients.names:
         if name not in sums and name.rpartition(".")[0] not in bases:
-            sums[name] = torch.zeros(gradients.parameters[name].shape, dtype=torch.float64)
+            sums[name] = torch.zeros(gradients.parameters[name].shape, dtype=torch.float64, device="cpu")
     return dict(sums)
 
 

@@ -21,10 +21,11 @@ from tracin_core.records.checkpoint_files import list_checkpoints
 from tracin_core.records.evaluations import MEASURE
 from tracin_core.records.progress import Progress
 from tracin_core.records.runs import Run
-from tracin_core.scores.comparison import Methods, Training
+from tracin_core.scores.comparison import Methods
 from tracin_core.scores.evaluation import Detection, detection
 from tracin_core.scores.influence import Kernels
 from tracin_core.scores.methods import METHODS, random_scores
+from tracin_core.scores.retraining import Training
 from tracin_core.scores.rollups import roll_up
 from tracin_core.scores.view import View
 

@@ -132,7 +132,7 @@ def outcomes(
         if not (place / "training.json").exists():
             train_without(progress, run, samples, inputs, place, left_out, seed=repeat + 1)
         outputs = np.load(place / "outputs.npy")[rows].astype(np.float64)
-        found[repeat, subset] = -methods.test_losses(outputs.reshape(-1, 1))[:, 0]
+        found[repeat, subset] = -methods.replay.test_losses(outputs.reshape(-1, 1))[:, 0]
         progress.advance(done + 1, total)
     return found
 
@@ -262,4 +262,4 @@ def damped(methods: Methods, examples: Chosen, outcome: Array, seed: int) -> tup
 
 def replayed(methods: Methods, examples: Chosen) -> tuple[Array, None]:
     """Minus each test's loss after the linearised training without what the subset leaves out."""
-    return np.stack([-methods.preview(~row)["loss_after"].to_numpy() for row in examples]), None
+    return np.stack([-methods.replay.preview(~row)["loss_after"].to_numpy() for row in examples]), None

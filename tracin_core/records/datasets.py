@@ -24,8 +24,8 @@ from tracin_core.data.samples import split_samples
 from tracin_core.data.seals import read_sealed, write_sealed
 from tracin_core.errors import DamagedBlockError
 from tracin_core.recipe import PluginData, Recipe, RecordingsData, SplitSection
+from tracin_core.records.manifest import Chunk, chunk_digest
 from tracin_core.records.plugins import plugin_digest
-from tracin_core.records.runs import Chunk, chunk_digest
 from tracin_core.records.store import digest_of
 
 CHUNK_SAMPLES: Final = 512

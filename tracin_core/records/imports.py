@@ -27,7 +27,8 @@ from tracin_core.errors import DamagedBlockError, DataError, ViewError
 from tracin_core.recipe import Recipe
 from tracin_core.records.datasets import dataset_key
 from tracin_core.records.maintenance import SCORES
-from tracin_core.records.runs import Chunk, Manifest, Run, chunk_digest
+from tracin_core.records.manifest import Chunk, Manifest, chunk_digest
+from tracin_core.records.runs import Run
 from tracin_core.records.score_checks import NOT_PER_PAIR, checked
 from tracin_core.records.score_files import SCORE_NAME, ScoreFile, load_records, read_provenance, read_scores
 from tracin_core.records.store import BlockStore, digest_of

@@ -31,7 +31,7 @@ from tracin_core.records import verdicts
 from tracin_core.records.catalogue import Catalogue, catalogue_damage
 from tracin_core.records.datasets import CHUNKS_LOST, SPLIT_LOST, dataset_key, digest_of_inputs
 from tracin_core.records.interchange import PROVENANCE
-from tracin_core.records.runs import Manifest, read_samples
+from tracin_core.records.manifest import Manifest, read_samples
 from tracin_core.records.store import BlockKey, block_damage, digest_of, stored_checksum
 
 CATALOGUE: Final = "tracin.sqlite3"

@@ -1,131 +1,34 @@
-"""A finished run: its manifest (`runs/<id>/run.json`), its tables, and views of its kernels. No torch, no gradient."""
+"""A finished run: its tables, and views of its kernels. No torch, no gradient."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from tracin_core.data.files import read_json, write_json, write_whole
 from tracin_core.data.samples import all_pairs, every_draw, listed_draws, pairs_of, random_draws, require_classes, stratified_pairs
 from tracin_core.errors import NotFoundError, ViewError
-from tracin_core.recipe import Cotangent, LabelLossName, LossName, NumberLossName, RankingTask, Recipe
-from tracin_core.records.store import BlockKey, BlockStore, digest_of
+from tracin_core.recipe import LabelLossName, LossName, NumberLossName, RankingTask, Recipe
+from tracin_core.records.health import health_of
+from tracin_core.records.manifest import Manifest, read_kernels, read_outputs, read_samples
+from tracin_core.records.store import BlockStore, digest_of
 from tracin_core.scores.chance import Chance, label_chance, label_reached, number_chance, order_chance, order_reached
-from tracin_core.scores.comparison import DEFAULT_RIDGE, Methods, Training
+from tracin_core.scores.comparison import Methods
 from tracin_core.scores.examples import TestQuantity
 from tracin_core.scores.influence import Kernels, Measure
 from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.relabel import RelabelCounts, rebuilt, relabel_counts, relabelled
+from tracin_core.scores.representer import DEFAULT_RIDGE
+from tracin_core.scores.retraining import Training
 from tracin_core.scores.sample_losses import SampleLoss, SampleLossName
 from tracin_core.scores.view import View
 from tracin_core.scores.weights import CheckpointWeights, Weights, checkpoint_weights, rate_sums
 
 PairUniverse = Literal["all", "drawn"] | Sequence[tuple[str, str]]
-TEXTS = ("id", "label_name", "material", "frequency", "path", "split", "digest")  # columns of samples that may look like numbers
-ADAM_FORMULA: Final = {
-    form: (
-        f"The scores divide gradients by Adam's denominator sqrt(v) + eps as it was at each checkpoint ({kept}); its momentum, its weight "
-        f"decay and how the denominator itself moves are not part of them."
-    )
-    for form, kept in (("adam", "row and column means of each matrix"), ("adam_full", "entry by entry"))
-}
-EKFAC_FORMULA: Final = (
-    "The scores multiply gradients by the inverse of the damped curvature of the training side at each checkpoint, (F + damping * mean "
-    "eigenvalue)^-1 as EKFAC has it layer by layer, with a damping of {damping:g}. Methods that are made for plain kernels are refused."
-)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Samples whose products are stored together. Sealed: samples added later form chunks of their own."""
-
-    ids: tuple[str, ...]
-    digest: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a run consists of; from it every block's name follows."""
-
-    id: str
-    recipe: dict[str, Any]
-    created: float
-    layers: tuple[str, ...]
-    checkpoints: tuple[dict[str, Any], ...]
-    groups: tuple[str, ...]
-    chunks: dict[str, tuple[Chunk, ...]]
-    loss: dict[str, Any]
-    dataset: str
-    health: tuple[dict[str, Any], ...] = ()
-    truth: tuple[dict[str, Any], ...] = ()
-    versions: dict[str, str] = field(default_factory=dict)
-    format: int = 1
-    cotangent: Cotangent = "score"
-    outputs: int = 1
-    columns: dict[str, str] = field(default_factory=dict)  # of the samples: the type of each
-    kind: Literal["kernels", "scores"] = "kernels"  # scores: imported from files of them, see `imports`
-    scores: dict[str, Any] = field(default_factory=dict)  # of an imported run: where its numbers are from, and their digest
-    who: str = ""  # asked for it; empty where nobody has a name
-
-    def kernel_keys(self, group: str) -> list[BlockKey]:
-        """The blocks of one checkpoint: outputs, train x train and test x test (upper chunk triangles), test x train."""
-        train, test = self.chunks["train"], self.chunks["validation"]
-        return [
-            *(self.outputs_key(group, chunk) for chunk in (*train, *test)),
-            *(self.kernel_key(group, a, b) for i, a in enumerate(train) for b in train[i:]),
-            *(self.kernel_key(group, a, b) for a in test for b in train),
-            *(self.kernel_key(group, a, b) for i, a in enumerate(test) for b in test[i:]),
-        ]
-
-    def kernel_key(self, group: str, left: Chunk, right: Chunk) -> BlockKey:
-        each = self.positions_per_sample
-        return BlockKey(group, left.digest, right.digest, (len(self.layers), each * len(left.ids), each * len(right.ids)))
-
-    def outputs_key(self, group: str, chunk: Chunk) -> BlockKey:
-        return BlockKey(group, chunk.digest, None, (len(chunk.ids), self.outputs)[: 2 if self.outputs > 1 else 1])
-
-    @property
-    def positions_per_sample(self) -> int:
-        """How many rows of the kernel a sample has: one, or one for each of its outputs."""
-        return self.outputs if self.cotangent == "outputs" else 1
-
-    def write(self, folder: Path, samples: pd.DataFrame) -> None:
-        """`samples.csv` and then `run.json` are on disk; a run exists once the latter does."""
-        write_whole(folder / "samples.csv", [samples.to_csv(index=False).encode()])
-        columns = {str(name): str(kind) for name, kind in samples.dtypes.items()}
-        write_json(folder / "run.json", {**asdict(self), "columns": columns})
-
-    @classmethod
-    def read(cls, folder: Path) -> "Manifest":
-        plain = read_json(folder / "run.json")
-        plain["chunks"] = {
-            side: tuple(Chunk(tuple(chunk["ids"]), chunk["digest"]) for chunk in chunks) for side, chunks in plain["chunks"].items()
-        }
-        for name in ("layers", "checkpoints", "groups", "health", "truth"):
-            plain[name] = tuple(plain[name])
-        return cls(**plain)
-
-
-def read_samples(folder: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """The samples of the run in this folder.
-
-    Args:
-        columns: the type of each, so that the code 007 stays a text; None, as of runs that noted none: what they look like.
-    """
-    types: Any = dict(columns) if columns else dict.fromkeys(TEXTS, str)
-    gaps = {name: [""] for name, kind in types.items() if "float" in str(kind)}
-    return pd.read_csv(folder / "samples.csv", dtype=types, keep_default_na=False, na_values=gaps)
-
-
-def chunk_digest(sample_digests: Sequence[str]) -> str:
-    """Content address of samples in this order."""
-    return hashlib.sha256("\n".join(sample_digests).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -334,38 +237,8 @@ class Run:
         return dict(self._arguments)
 
     def health(self) -> pd.DataFrame:
-        """The engine's checks of itself, and the dead test pairs under the recorded loss: check, passed, value (measured), detail."""
-        view = self.view()
-        dead = view.dead_tests
-        named = ", ".join(view.test.table["id"][dead].head(3)) + (", ..." if dead.sum() > 3 else "")
-        told = f"{dead.sum()} of {len(dead)} test {view.test.noun}s have no gradient under {self.loss.describe()}" + (
-            f": {named}." if dead.any() else "."
-        )
-        own = [
-            {"name": "dead_tests", "passed": not dead.any(), "value": float(dead.sum()), "detail": told},
-            self.above_chance.told(),
-        ]
-        if self.damping is not None:
-            told = EKFAC_FORMULA.format(damping=self.damping)
-            own.append({"name": "ekfac_formula", "passed": True, "value": self.damping, "detail": told})
-        elif self.precondition != "none":
-            own.append({"name": "adam_formula", "passed": True, "value": 0.0, "detail": ADAM_FORMULA[self.precondition]})
-        elif self.other_optimizer is not None:
-            told = (
-                f"The checkpoints are of a training by {self.other_optimizer}, which scales each parameter's step by its own history; the "
-                f"scores are inner products of plain gradients, as steps of SGD would make them."
-            )
-            own.append({"name": "sgd_formula", "passed": False, "value": 1.0, "detail": told})
-        listed = self._arguments.get("exclusions_file")
-        if listed:
-            told = f"The training left out what '{listed}' lists; these examples are scored here as if they had been trained on."
-            own.append({"name": "exclusions", "passed": False, "value": 1.0, "detail": told})
-        weighted = self._arguments.get("weighted_by")
-        if weighted:
-            told = f"The training weighed its examples by {weighted}; they are scored here as if each had counted in full."
-            own.append({"name": "weights", "passed": False, "value": 1.0, "detail": told})
-        checks = pd.DataFrame([*self.manifest.health, *own], columns=["name", "passed", "value", "detail"])
-        return checks.rename(columns={"name": "check"})
+        """What speaks for and against the scores: check, passed, value (measured), detail in words; see `health`."""
+        return health_of(self)
 
     @property
     def precondition(self) -> str:
@@ -391,7 +264,7 @@ class Run:
     @cached_property
     def above_chance(self) -> Chance:
         """How the last checkpoint does on the validation side, beside guessing: the influences of a model at chance explain nothing."""
-        outputs = np.concatenate([self._outputs(self.manifest.groups[-1], [c]) for c in self.manifest.chunks["validation"]])
+        outputs = read_outputs(self.manifest, self._store, self.manifest.groups[-1], "validation")
         samples = self.splits["validation"]
         if self.task == "ranking":
             pairs = self.test_pairs
@@ -441,15 +314,7 @@ class Run:
     @cached_property
     def kernels(self) -> Kernels:
         """Outputs and kernels of every checkpoint, assembled from verified blocks."""
-        train, test = self.manifest.chunks["train"], self.manifest.chunks["validation"]
-        groups = self.manifest.groups
-        return Kernels(
-            train_train=np.stack([self._symmetric(group, train) for group in groups]),
-            test_train=np.stack([self._rectangle(group, test, train) for group in groups]),
-            test_test=np.stack([self._symmetric(group, test) for group in groups]),
-            train_outputs=np.stack([self._outputs(group, train) for group in groups]),
-            test_outputs=np.stack([self._outputs(group, test) for group in groups]),
-        )
+        return read_kernels(self.manifest, self._store)
 
     def view(
         self,
@@ -708,21 +573,3 @@ class Run:
         if name not in self.layers:
             raise ViewError(f"This run has no layer '{name}'; choose from {', '.join(self.layers)}.")
         return self.layers.index(name)
-
-    def _outputs(self, group: str, chunks: Sequence[Chunk]) -> npt.NDArray[np.float32]:
-        return np.concatenate([self._store.read(self.manifest.outputs_key(group, chunk)) for chunk in chunks])
-
-    def _rectangle(self, group: str, left: Sequence[Chunk], right: Sequence[Chunk]) -> npt.NDArray[np.float32]:
-        def block(a: Chunk, b: Chunk) -> npt.NDArray[np.float32]:
-            return self._store.read(self.manifest.kernel_key(group, a, b))
-
-        return np.concatenate([np.concatenate([block(a, b) for b in right], axis=2) for a in left], axis=1)
-
-    def _symmetric(self, group: str, chunks: Sequence[Chunk]) -> npt.NDArray[np.float32]:
-        def block(i: int, j: int) -> npt.NDArray[np.float32]:
-            if i <= j:
-                return self._store.read(self.manifest.kernel_key(group, chunks[i], chunks[j]))
-            return block(j, i).transpose(0, 2, 1)
-
-        places = range(len(chunks))
-        return np.concatenate([np.concatenate([block(i, j) for j in places], axis=2) for i in places], axis=1)

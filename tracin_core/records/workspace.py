@@ -53,8 +53,9 @@ from tracin_core.records.maintenance import (
     seal_run,
     verify,
 )
+from tracin_core.records.manifest import Manifest
 from tracin_core.records.plugins import list_plugins, plugin_digest
-from tracin_core.records.runs import Manifest, Run
+from tracin_core.records.runs import Run
 from tracin_core.records.score_files import MetadataUpdate, update_sample_metadata
 from tracin_core.records.store import BlockStore, digest_of
 from tracin_core.records.verdicts import Decision, Verdict, history, record, standing

@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from tracin_core.data.files import flush_directory, write_json, write_whole
 from tracin_core.errors import InputError
-from tracin_core.records.runs import Chunk, Manifest, Run
+from tracin_core.records.manifest import Chunk, Manifest
+from tracin_core.records.runs import Run
 from tracin_core.records.store import CHECKSUM_BYTES, BlockKey, BlockStore, Mosaic
 
 CHUNK: Final = 1024  # rows and columns: 4 MiB

@@ -25,6 +25,7 @@ from tracin_core.scores.curvature import (
     sample_second_derivative,
     softmax_curvature,
 )
+from tracin_core.scores.examples import Examples, PairExamples, SampleExamples
 from tracin_core.scores.losses import PairLoss, pair_derivative, pair_loss
 from tracin_core.scores.sample_losses import SampleLoss, sample_derivative, sample_loss
 
@@ -259,6 +260,25 @@ class SampleObjective(Objective):
             raise ViewError(
                 f"The loss {self.loss.name} is not convex, so a refit may end anywhere; choose a convex one, such as cross_entropy."
             )
+
+
+def objective_of(train: Examples, checkpoint: int) -> Objective:
+    """The training loss of these examples; a GHM weight is what the checkpoint in this place gives.
+
+    Raises:
+        ViewError: the outputs of the examples do not determine it.
+    """
+    if isinstance(train, PairExamples):
+        weights = train.weights[checkpoint] if train.loss.is_ghm else None
+        first, second = train.ends.T
+        return PairObjective(train.loss, first, second, train.table["target"].to_numpy(), train.positions, weights)
+    if isinstance(train, SampleExamples) and train.cotangent != "label_logit":
+        outputs = 1 if train.cotangent == "score" else train.outputs.shape[2]
+        return SampleObjective(train.loss, train.targets, outputs)
+    raise ViewError(
+        "The kernel of logit(p_y) follows the output of each sample's own label alone, which is not enough to replay a training; "
+        "compute a run that keeps all outputs."
+    )
 
 
 def pair_rows(first: Any, second: Any, slopes: Any, samples: int) -> Any:

@@ -11,6 +11,8 @@ explained is the refitted model: hold its outputs against those of the trained o
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +20,13 @@ from scipy import linalg, optimize, special
 
 from tracin_core.errors import ViewError
 from tracin_core.scores.curvature import Array
-from tracin_core.scores.objectives import Objective
+from tracin_core.scores.examples import PairExamples, SampleExamples
+from tracin_core.scores.influence import SummedKernels
+from tracin_core.scores.objectives import Objective, objective_of
+from tracin_core.scores.sample_losses import sample_derivative
+from tracin_core.scores.view import View
 
+DEFAULT_RIDGE: Final = 1e-3
 HALVINGS = 40
 RANK = 1e-7  # of the largest eigenvalue; below it a kernel of single precision holds rounding
 
@@ -223,3 +230,111 @@ def _require_kernel(kernel: Array, to_test: Array, objective: Objective) -> None
         )
     if not (np.isfinite(kernel).all() and np.isfinite(to_test).all()):
         raise ViewError("The last layer's kernel holds something that is not a finite number; leave that checkpoint out.")
+
+
+# ---- of a run ------------------------------------------------------------------------------------------------------------------
+
+
+class RefittedLayer:
+    """The last layer of a view's model at its last checkpoint, refitted, and what each training example then adds.
+
+    Args:
+        view: of the examples, over all layers.
+        last_layer: the view of the last layer group alone; None: the run keeps none.
+        features: K_h of that layer's features, train with train and test with train, of several outputs; None: nobody has them.
+        ridge: lambda.
+    """
+
+    def __init__(
+        self, view: View, last_layer: View | None, features: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None, ridge: float
+    ) -> None:
+        self._view, self._last_layer, self._features, self._ridge = view, last_layer, features, ridge
+
+    @property
+    def _last_kernels(self) -> SummedKernels:
+        if self._last_layer is None:
+            raise ViewError(
+                'This run keeps no plain kernel of the last layer apart; compute it with its layer groups and precondition = "none".'
+            )
+        return self._last_layer.kernels
+
+    @property
+    def _objective(self) -> Objective:
+        return objective_of(self._view.train, len(self._last_kernels.train_train) - 1)
+
+    @cached_property
+    def representers(self) -> Representers:
+        """The last layer, refitted on its kernel at the last checkpoint.
+
+        Raises:
+            ViewError: the run keeps no last layer group, or as `representer.representer_points`.
+        """
+        kernels = self._last_kernels
+        objective = self._objective
+        copies = self._view.train.multiplicity
+        return representer_points(
+            kernels.train_train[-1], kernels.test_train[-1], objective, ridge=self._ridge, multiplicity=copies
+        )
+
+    @cached_property
+    def _of_classes(self) -> ClassRepresenters:
+        """The same of several outputs, whose features no kernel keeps apart."""
+        train, test = self._view.train, self._view.test
+        if not isinstance(train, SampleExamples) or not isinstance(test, SampleExamples) or train.cotangent != "label_logit":
+            raise ViewError(
+                "Representer points of several outputs need a run of classes; compute one with the kernel of logit(p_y)."
+            )
+        if train.loss.name != "cross_entropy":
+            raise ViewError(f"Representer points of several outputs refit by cross_entropy, but the loss is {train.loss.name}.")
+        if self._features is None:
+            raise ViewError(
+                "Representer points of several outputs need the features of the last layer, which a calibration has, of a model whose "
+                "outputs a linear layer gives; calibrate such a model."
+            )
+        classes = train.outputs.shape[2]
+        labels = np.asarray(train.targets), np.asarray(test.targets)
+        return class_representers(*self._features, *labels, classes, ridge=self._ridge, multiplicity=train.multiplicity)
+
+    @property
+    def _has_classes(self) -> bool:
+        train = self._view.train
+        return isinstance(train, SampleExamples) and train.cotangent != "score"
+
+    def influence(self, test: str) -> Array:
+        """What each training example adds to a margin, or to a label's output; of a number, how much its loss would rise without it: [N].
+
+        Raises:
+            NotFoundError: no such test.
+            ViewError: the run lacks what the refit needs.
+        """
+        view, row = self._view, self._view.test_row(test)
+        if self._has_classes:
+            return np.asarray(self._of_classes.values[:, row])
+        values = self.representers.values
+        if isinstance(view.test, PairExamples):
+            first, second = view.test.ends[row]
+            return np.asarray(view.test.table["target"].to_numpy()[row] * (values[:, first] - values[:, second]))
+        if not isinstance(view.test, SampleExamples):
+            raise ViewError("These test examples are neither pairs nor samples, so nothing is added to a margin of theirs.")
+        target = view.test.targets[[row]]
+        if view.test.loss.is_of_label:
+            return np.asarray((2 * float(target[0]) - 1) * values[:, row])
+        return -float(sample_derivative(view.test.loss, self.representers.test[[row]], target)[0]) * values[:, row]
+
+    def self_influence(self) -> Array:
+        """What each training example adds to its own margin or output, and of a number to its own loss; never below 0: [N].
+
+        Raises:
+            ViewError: as `influence`.
+        """
+        if self._has_classes:
+            return self._of_classes.own
+        train, points = self._view.train, self.representers
+        kernel = np.asarray(self._last_kernels.train_train[-1], dtype=np.float64)
+        scale = 2 * self._ridge * float(train.multiplicity.sum())
+        slopes = abs(self._objective.derivatives(points.train)).max(axis=1).toarray().ravel()
+        if isinstance(train, PairExamples):
+            first, second = train.ends.T
+            return np.asarray(slopes * (kernel[first, first] - 2 * kernel[first, second] + kernel[second, second]) / scale)
+        of_label = isinstance(train, SampleExamples) and train.loss.is_of_label
+        return np.asarray((slopes if of_label else slopes**2) * np.diag(kernel) / scale)

@@ -122,6 +122,71 @@ class Descent:
             yield float(rate), ALL if self.batches is None else np.asarray(self.batches[step], dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class Training:
+    """What is known of the training that the checkpoints are of: more than a view holds.
+
+    Args:
+        epochs, train_outputs, test_outputs: of every checkpoint, also of those that a view leaves out.
+        rate_sums: the sum of the learning rate over all steps up to each checkpoint, [C]; None: not known, and `missing` says why.
+        steps_per_epoch: None: not known.
+        examples: N, how many examples an epoch goes through.
+        optimizer: SGD, Adam, or None where the checkpoints do not show it.
+        momentum: None: not known.
+    """
+
+    epochs: tuple[int, ...]
+    train_outputs: npt.NDArray[Any]
+    test_outputs: npt.NDArray[Any]
+    rate_sums: Array | None
+    steps_per_epoch: int | None
+    examples: int
+    optimizer: str | None
+    momentum: float | None = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    dampening: float = 0.0
+    missing: str = ""
+
+    def descent(self) -> Descent:
+        """The steps of the training: between two checkpoints all at the mean rate of that gap.
+
+        Raises:
+            ViewError: the optimiser is not SGD, or steps and rates are not known.
+        """
+        if self.rate_sums is None or self.steps_per_epoch is None:
+            raise ViewError(f"The training cannot be replayed: {self.missing}")
+        epochs = np.append(0, self.epochs)
+        sums = np.append(0.0, self.rate_sums)
+        steps = np.diff(epochs) * self.steps_per_epoch
+        rates = np.divide(np.diff(sums), steps, out=np.zeros(len(steps)), where=steps > 0)
+        return Descent(np.repeat(rates, steps), self.optimizer, momentum=self.known_momentum(), weight_decay=self.weight_decay)
+
+    def known_momentum(self) -> float:
+        """The momentum of plain SGD.
+
+        Raises:
+            ViewError: it is not recorded, or the steps are not plain ones.
+        """
+        if self.momentum is None:
+            raise ViewError(
+                "The checkpoints do not record the momentum of their SGD, by which each step counts more; retrain, or use curvature."
+            )
+        if self.nesterov or self.dampening:
+            raise ViewError(
+                "The run was trained with Nesterov or dampened momentum, whose steps are not plain SGD's; use curvature."
+            )
+        return self.momentum
+
+    def start(self) -> Start:
+        """The outputs at epoch 0.
+
+        Raises:
+            ViewError: no checkpoint is of epoch 0.
+        """
+        return Start.of(self.epochs, self.train_outputs, self.test_outputs)
+
+
 def require_sgd(optimizer: str | None) -> None:
     """Raises ViewError unless SGD trained the run."""
     if optimizer is None:

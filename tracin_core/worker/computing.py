@@ -15,9 +15,9 @@ from tracin_core.errors import CheckpointError, OutputShapeError
 from tracin_core.reading import MEASURED, Dataset, plugins_of, read_dataset, reader_of, truth_of
 from tracin_core.recipe import ClassificationTask, Cotangent, EngineSection, PluginModel, Recipe
 from tracin_core.records.datasets import dataset_key, load_inputs
+from tracin_core.records.manifest import Manifest
 from tracin_core.records.plugins import plugin_digest
 from tracin_core.records.progress import Progress
-from tracin_core.records.runs import Manifest
 from tracin_core.records.store import digest_of
 from tracin_core.records.workspace import Workspace
 from tracin_core.scores.examples import SampleExamples

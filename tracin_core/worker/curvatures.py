@@ -8,8 +8,8 @@ from tracin_core.data.files import read_json, write_json
 from tracin_core.errors import CheckpointError
 from tracin_core.recipe import ClassificationTask, Recipe
 from tracin_core.records.datasets import load_inputs
+from tracin_core.records.manifest import Chunk
 from tracin_core.records.progress import Progress
-from tracin_core.records.runs import Chunk
 from tracin_core.records.store import digest_of
 from tracin_core.worker.checkpoints import load_checkpoint
 

@@ -21,8 +21,8 @@ from tracin_core.blocks import (
 from tracin_core.cluster import dask_runner
 from tracin_core.errors import DiskFullError, JobFailedError, NonFiniteError, TracInError
 from tracin_core.recipe import Cotangent, EngineSection, RankingTask, Recipe
+from tracin_core.records.manifest import Manifest
 from tracin_core.records.progress import Progress
-from tracin_core.records.runs import Manifest
 from tracin_core.records.store import BlockKey, digest_of
 from tracin_core.records.workspace import Workspace
 from tracin_core.worker.ending import FULL, reason_of

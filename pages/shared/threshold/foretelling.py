@@ -69,14 +69,14 @@ def foretold(run: Run, view: View, named: Named, action: Action, weight: float) 
     what = ("preview", action, weight if action == "down_weight" else None, sha256(named.tobytes()).hexdigest())
     try:
         methods = methods_of(run, view)
-        seconds = prepared(view, "preview.seconds", methods.preview_seconds)
+        seconds = prepared(view, "preview.seconds", methods.replay.preview_seconds)
         if seconds > AT_ONCE and what not in asked_for():
             st.markdown(t("preview.slow", duration=widgets.duration(seconds)))
             st.button(
                 t("preview.ask"), icon=":material/fast_forward:", key="preview.ask", on_click=asked_for().append, args=(what,)
             )
             return
-        table = prepared(view, what, lambda: methods.preview(named, action, weight=weight, left_out=before(run, view)))
+        table = prepared(view, what, lambda: methods.replay.preview(named, action, weight=weight, left_out=before(run, view)))
     except ViewError as refusal:
         to_first_order(view, named, action, weight, plain(str(refusal)))
         return
@@ -119,9 +119,9 @@ def in_words(run: Run, methods: Methods, table: pd.DataFrame) -> None:
         "tests": len(table),
     }
     st.markdown(t("preview.sentence.number" if number else "preview.sentence", **told))
-    epoch = methods.view.checkpoint_names[methods.middle].removeprefix("epoch ")
+    epoch = methods.view.checkpoint_names[methods.replay.checkpoint].removeprefix("epoch ")
     last = methods.view.checkpoint_names[-1].removeprefix("epoch ")
-    ended = share(float(methods.trained_reached().mean()), number)
+    ended = share(float(methods.replay.trained_reached().mean()), number)
     st.markdown(f":small[{t('preview.what', epoch=epoch, last=last, ended=ended)}]")
 
 
@@ -241,11 +241,13 @@ def against(run: Run, view: View, result: Retraining) -> dict[str, Any] | None:
     weight = WEIGHT if result.weight is None else result.weight
     what = ("preview.of", result.number)
     try:
-        if prepared(view, "preview.seconds", methods_of(run, view).preview_seconds) > AT_ONCE:
+        if prepared(view, "preview.seconds", methods_of(run, view).replay.preview_seconds) > AT_ONCE:
             return None
         methods = methods_of(run, view, validated=True)
         rise = prepared(
-            view, what, lambda: methods.preview(named, result.action, weight=weight, left_out=before(run, view))["rise"].mean()
+            view,
+            what,
+            lambda: methods.replay.preview(named, result.action, weight=weight, left_out=before(run, view))["rise"].mean(),
         )
     except ViewError:
         return None
