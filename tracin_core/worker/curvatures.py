@@ -29,7 +29,7 @@ def with_curvatures(
     outputs: int,
     facts: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """Each checkpoint with `curvature`, the digest of its kept copy, where the recipe divides by it; they as they are where it does not.
+    """Each checkpoint with `curvature`, the digest of its kept copy, where the recipe divides by it; else the checkpoints as they are.
 
     A copy is written whole or not at all, and noted after that: what was killed is computed again.
 
@@ -40,7 +40,8 @@ def with_curvatures(
 
     Raises:
         MachineError: the bases do not fit into memory.
-        CheckpointError: a checkpoint without curvature.
+        CheckpointError: a checkpoint's eigenvalues are all 0.
+        DiskFullError: a copy has no room.
     """
     from tracin_core.engine import ENGINE_VERSION
 
