@@ -24,6 +24,7 @@ DOORS = {
         "tracin_core.records.runs",  # the types of the workspace's answers
         "tracin_core.records.jobs",
         "tracin_core.records.evaluations",
+        "tracin_core.records.trainings",
         "tracin_core.records.calibrations",
         "tracin_core.records.evidence",
         "tracin_core.records.faithfulness",

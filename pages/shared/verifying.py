@@ -27,8 +27,8 @@ from tracin_core.records.faithfulness import (
     start_lds,
 )
 from tracin_core.records.jobs import Job
-from tracin_core.records.report.decisions import own_training
 from tracin_core.records.runs import Run
+from tracin_core.records.trainings import own_training
 from tracin_core.scores.actions import WEIGHT, Action, actions_for
 
 LASTING: Final[dict[str, tuple[Lasting, ...]]] = {"both": ("epochs", "steps"), "epochs": ("epochs",), "steps": ("steps",)}

@@ -60,7 +60,7 @@ def before_and_after(place: "Workspace", run: "Run", chosen: "pd.DataFrame", fil
 
 def own_training(run: "Run") -> dict[str, Any] | None:
     """What `training.json` beside the run's checkpoints tells, if it is of these checkpoints, this split and this loss; else None."""
-    from tracin_core.records.report.decisions import own_training as recorded
+    from tracin_core.records.trainings import own_training as recorded
 
     found = recorded(run)
     if found is None or found["settings"].get("margin") != getattr(run.loss, "margin", None):

@@ -21,9 +21,9 @@ from tracin_core.data.files import read_json
 from tracin_core.errors import InputError, ViewError
 from tracin_core.records.interchange import match_exclusions, training_exclusions
 from tracin_core.records.jobs import Job
-from tracin_core.records.report.decisions import own_training
 from tracin_core.records.runs import Run
 from tracin_core.records.store import digest_of
+from tracin_core.records.trainings import own_training
 from tracin_core.scores.actions import WEIGHT, Action, actions_for
 from tracin_core.scores.evaluation import Effect, paired_effect
 from tracin_core.scores.rollups import roll_up
