@@ -33,11 +33,13 @@ def before_and_after(place: "Workspace", run: "Run", chosen: "pd.DataFrame", fil
         file: the list of what is chosen, in the workspace.
         changed: settings of the training to be other than the run's.
     """
+    from tracin_core.records.evaluations import left_out_before
+
     own = own_training(run)
     settings = {**{name: value for name, value in (own or {}).get("settings", {}).items() if name in FOLLOWED}, **changed}
     if "epochs" in changed:
         settings.pop("save_epochs", None)
-    earlier = list((own or {}).get("exclusions", {}).get("matched", []))
+    earlier = sorted(left_out_before(run))
     if own is None or changed:
         say("Before: the same training is done without this list, because the run's own has other settings or is not known.")
         before = trained(place, run, settings, earlier)
