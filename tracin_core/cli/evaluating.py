@@ -106,13 +106,13 @@ def evaluate_retrain(
 
     Example: python -m tracin_core evaluate retrain --exclusions-file exclusions.txt
     """
-    from tracin_core.records.evaluations import retrainings, start_retraining
+    from tracin_core.records.evaluations import retrainings, start_retraining, trainings_needed
 
     place = opened(workspace)
     judged = the_run(place, run)
     chosen, rule = listed(judged, exclusions_file)
     kinds: Any = LASTING[lasting if action == "exclude" else "epochs"]
-    count = seeds * (1 + len(kinds) * (2 + draws))
+    count = trainings_needed(seeds, draws, kinds)
     say(f"{count} trainings without and with {len(chosen)} listed of run {judged.id}{simulated_mark(judged.simulated)}")
     doing: Any = action.replace("-", "_")
     asked = {"seeds": seeds, "draws": draws, "lasting": kinds, "action": doing, "weight": weight}
@@ -120,9 +120,7 @@ def evaluate_retrain(
     found = next(one for one in retrainings(place, judged) if one.number == (job.result or {})["evaluation"])
     say_retraining(found, judged.simulated)
     verdicts = {lasting: found.verdict(lasting) for lasting in found.lasting}
-    told = {name: value for name, value in vars(found).items() if name != "table"}
-    effects, table = found.effects().to_dict("records"), found.table.to_dict("records")
-    answer({**told, "simulated": judged.simulated, "verdicts": verdicts, "effects": effects, "table": table})
+    answer({**found.to_dict(), "simulated": judged.simulated, "verdicts": verdicts})
 
 
 @evaluate.command("lds")
@@ -209,7 +207,7 @@ def say_faithfulness(found: "Faithfulness") -> None:
     if not rows:
         say("No method could be judged.")
         return
-    best = max(rows, key=lambda row: float(row["lds"].split()[0]))["method"]
+    best = str(found.methods.set_index("method")["lds"].idxmax())
     worst = found.per_test.dropna(subset=[best]).nsmallest(NAMED, best)
     say(f"Foretold worst by {best}: {', '.join(f'{row.test} ({getattr(row, best):.2f})' for row in worst.itertuples())}")
 
