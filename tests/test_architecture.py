@@ -224,6 +224,14 @@ def test_a_file_imports_only_what_its_room_may(path: Path) -> None:
     assert not shut, f"{path} imports {', '.join(shut)}; it may import {', '.join(doors) or 'nothing of this repository'}"
 
 
+def test_the_report_stands_above_the_other_records() -> None:
+    """It may import each of them, and none of them imports it; their own door alone would let them."""
+    below = [path for path in PRODUCT if room_of(path) == "tracin_core/records"]
+    strays = [str(path) for path in below if any(is_within(name, ("tracin_core.records.report",), ".") for name in imports(path))]
+    assert below
+    assert not strays, f"{', '.join(strays)} imports the report; what both need belongs to the records"
+
+
 @pytest.mark.parametrize("package", HOMES)
 def test_a_heavy_import_stays_in_its_home(package: str) -> None:
     homes = HOMES[package]
