@@ -33,7 +33,7 @@ def before_and_after(place: "Workspace", run: "Run", chosen: "pd.DataFrame", fil
         file: the list of what is chosen, in the workspace.
         changed: settings of the training to be other than the run's.
     """
-    from tracin_core.records.evaluations import left_out_before
+    from tracin_core.records.evaluations import left_out_before, with_their_pairs
 
     own = own_training(run)
     settings = {**{name: value for name, value in (own or {}).get("settings", {}).items() if name in FOLLOWED}, **changed}
@@ -46,7 +46,8 @@ def before_and_after(place: "Workspace", run: "Run", chosen: "pd.DataFrame", fil
     else:
         say("Before: the run's own training.")
         before = own
-    added = [name for name in chosen["id"].tolist() if name not in set(earlier)]
+    gone = with_their_pairs(run, earlier)
+    added = [name for name in chosen["id"].tolist() if name not in gone]
     if not added:
         say("Nothing more is listed, so there is nothing to train without.")
         return {"before": results_of(before), "after": None}
