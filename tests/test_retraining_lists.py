@@ -14,9 +14,9 @@ from test_pages import viewer
 from pages.shared.i18n import LANGUAGES, texts
 from pages.shared.session import plain
 from tracin_core.data.files import read_json
-from tracin_core.data.readers import read_inputs
+from tracin_core.data.readers import read_inputs, reader_for
 from tracin_core.engine.training import train
-from tracin_core.errors import InputError, ViewError
+from tracin_core.errors import InputError, JobFailedError, ViewError
 from tracin_core.evaluating.faithfulness import unit_names
 from tracin_core.records.evaluations import (
     Retraining,
@@ -176,6 +176,22 @@ def test_a_list_is_changed_in_place_of_left_out(run: Run, place: Workspace, acti
     assert np.abs(outputs[1] - outputs[2]).max() > 10 * rounding
     shutil.rmtree(folder)
     shutil.rmtree(again)
+
+
+def test_arms_are_not_trained_on_data_that_have_changed(run: Run, place: Workspace) -> None:
+    """Else some arms would be of the old recordings, found on disk, and some of the new."""
+    data = run.recipe.data
+    one, other = (data.place / path for path in reader_for(data).list()["path"].iloc[[0, -1]])
+    kept = one.read_bytes()
+    asked = {"rule": {"file": "changed"}, "seeds": 2, "draws": 1, "lasting": ("epochs",)}
+    try:
+        one.write_bytes(other.read_bytes())
+        job = start_retraining(place, run, run.view().exclusions(**RULE), **asked)
+        with pytest.raises(JobFailedError, match="not as they were"):
+            place.queue.wait(job.id)
+    finally:
+        one.write_bytes(kept)
+    assert not (place.root / "evaluations" / job.request["evaluation"]).exists()
 
 
 def test_what_cannot_be_changed_so_is_refused(run: Run, place: Workspace) -> None:
