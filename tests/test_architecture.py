@@ -24,6 +24,7 @@ DOORS = {
         "tracin_core.records.runs",  # the types of the workspace's answers
         "tracin_core.records.jobs",
         "tracin_core.records.evaluations",
+        "tracin_core.records.trainings",
         "tracin_core.records.calibrations",
         "tracin_core.records.evidence",
         "tracin_core.records.faithfulness",
@@ -221,6 +222,14 @@ def test_a_file_imports_only_what_its_room_may(path: Path) -> None:
     # `from tracin_core import x` of the room's own package reads as tracin_core.x.
     shut = sorted({name for name in imports(path) if from_here(name) and not is_within(name, doors, ".")})
     assert not shut, f"{path} imports {', '.join(shut)}; it may import {', '.join(doors) or 'nothing of this repository'}"
+
+
+def test_the_report_stands_above_the_other_records() -> None:
+    """It may import each of them, and none of them imports it; their own door alone would let them."""
+    below = [path for path in PRODUCT if room_of(path) == "tracin_core/records"]
+    strays = [str(path) for path in below if any(is_within(name, ("tracin_core.records.report",), ".") for name in imports(path))]
+    assert below
+    assert not strays, f"{', '.join(strays)} imports the report; what both need belongs to the records"
 
 
 @pytest.mark.parametrize("package", HOMES)

@@ -176,6 +176,7 @@ def test_parts_of_a_run_are_held_against_the_whole(shell: Shell, run: Run, acros
     """Each part is the view that sums it alone; halves, and all layers but one, add up to the whole."""
     told = shell.json("evaluate", "stability", "--run", run.id, "--across", across, "--score", "mean_influence")
     rows = {row["b"]: row["spearman"] for row in told["pairs"]}
+    assert (told["noise"], told["clear"]) == (None, None)  # parts overlap, so their spread is no noise
     whole = run.view().mean_influence()
     if across == "checkpoints":
         epochs = list(run.summed_epochs)

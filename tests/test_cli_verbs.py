@@ -333,6 +333,18 @@ def test_other_settings_are_measured_against_a_training_with_them(shell: Shell, 
     assert settings[0]["epochs"] == 1
 
 
+def test_what_a_weighed_training_left_out_stays_out_of_the_comparison(shell: Shell, run: Run) -> None:
+    """Its own training is not the one before, since nothing is weighed there; what it left out is left out again nevertheless."""
+    listed = [f"{two}_{one}" for one, two in run.train_pairs[["id1", "id2"]].head(4).to_numpy()]  # the other way round
+    (shell.home / "earlier.txt").write_text("\n".join(listed))
+    asked = ("--exclusions-file", "earlier.txt", "--weight-by", "mean_loss", "--epochs", "1", "--output-dir", "weighed_without")
+    told = shell.json("train", "--run", run.id, *asked)
+    own = shell.place.compute(Recipe.from_toml(Path(told["recipe"])))
+    assert isinstance(own, Run)
+    compared = shell.json("exclude-harmful-pairs", "--run", own.id, "--threshold", THRESHOLD, "--retrain", "--epochs", "1")
+    assert compared["runs"][0]["retraining"]["before"]["train_pairs"] == len(run.train_pairs) - len(listed)
+
+
 def test_a_training_that_was_interrupted_goes_on_as_its_job(shell: Shell, run: Run) -> None:
     words = command("exclude-harmful-pairs", "--run", run.id, "--threshold", THRESHOLD, "--retrain", "--epochs", "50000")
     cut = []

@@ -14,7 +14,7 @@ from influence_cases import CHECKPOINTS, FLOAT64, TRAIN, Case, explicit, make_ca
 from tracin_core.data.samples import pair_table, pairs_of
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.records.runs import Run
-from tracin_core.records.stability import compare_parts
+from tracin_core.records.stability import checkpoint_parts, compare_parts
 from tracin_core.scores.comparison import Methods
 from tracin_core.scores.curvature import pair_laplacian
 from tracin_core.scores.losses import PairLoss
@@ -329,11 +329,18 @@ def test_a_representer_of_a_pair_itself_is_what_it_adds_to_its_own_margin() -> N
     assert (own >= 0).all()
 
 
+@pytest.mark.parametrize(("count", "halves"), [(1, 0), (2, 0), (3, 2), (4, 4), (5, 4)])
+def test_no_part_is_another_by_a_second_name(count: int, halves: int) -> None:
+    """A half of two or three checkpoints may be one of them alone again."""
+    parts = [tuple(part) for part in checkpoint_parts(range(1, count + 1)).values()]
+    assert len(parts) == len(set(parts)) == count + halves
+
+
 def test_halves_of_the_checkpoints_are_parts_too(run: Run) -> None:
     found = compare_parts(run, "checkpoints")
     rows = found.pairs.set_index("b")["spearman"]
     epochs = list(run.summed_epochs)
-    assert len(rows) == len(epochs) + 4
+    assert len(rows) == len(epochs) + 2 == 5  # two of the four halves are one checkpoint alone
     whole = run.view().self_influence()
     for name, part in {"later half": epochs[len(epochs) // 2 :], "every second": epochs[::2]}.items():
         expected = scipy.stats.spearmanr(whole, run.view(checkpoints=part).self_influence()).statistic

@@ -2,9 +2,11 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+import filelock
 import lab
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from tracin_core.errors import JobFailedError, RecipeError, ViewError
 from tracin_core.recipe import Recipe
 from tracin_core.records.evaluations import settings_of
 from tracin_core.records.faithfulness import FOLDER, faithfulness, start_lds
+from tracin_core.records.maintenance import collect_garbage
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace, open_workspace
 
@@ -179,6 +182,31 @@ def test_a_lost_or_damaged_curvature_is_computed_again_to_the_same_bytes(
     again = computed(place, divided(recipes["numbers"]))
     assert path.read_bytes() == content
     assert again.manifest.groups == run.manifest.groups
+
+
+def test_a_curvature_that_no_run_divided_by_is_garbage(place: Workspace, recipes: dict[str, Recipe]) -> None:
+    """With its note; and not while an unfinished run may need it."""
+
+    def listed() -> set[str]:
+        return {path.stem for kind, path, _ in map(astuple, collect_garbage(place.root, dry_run=True)) if kind == "curvatures"}
+
+    stays = computed(place, divided(recipes["classes"]))
+    dropped = computed(place, divided(recipes["classes"], split={"rule": "stratified", "train_fraction": 0.6}))
+    lab.stop_worker(place)
+    with filelock.FileLock(place.root / ".worker.lock", timeout=60):
+        pass
+    assert not listed()
+    shutil.rmtree(place.root / "runs" / dropped.id)
+    with place.catalogue.transaction() as connection:
+        connection.execute("DELETE FROM run WHERE id = ?", (dropped.id,))
+    weights = set(dropped.checkpoints["curvature"])
+    assert weights < listed()
+    assert len(listed()) == 2 * len(weights)
+    assert not listed() & set(stays.checkpoints["curvature"])
+    place.register_run(dropped.id, dropped.recipe)
+    assert not listed()
+    with place.catalogue.transaction() as connection:
+        connection.execute("DELETE FROM run WHERE id = ?", (dropped.id,))
 
 
 def test_a_model_that_is_certain_of_everything_has_no_curvature(place: Workspace, recipes: dict[str, Recipe]) -> None:

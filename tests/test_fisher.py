@@ -45,6 +45,14 @@ def test_the_second_moment_is_that_expected_over_the_model_s_own_labels() -> Non
         torch.testing.assert_close(found.eigenvalues[layer], expected.cpu(), **FLOAT64)
 
 
+def test_each_pass_over_a_chunk_is_told_once() -> None:
+    """Two for each of the three roots of each of the two chunks."""
+    case = Case(lambda: nn.Sequential(nn.Linear(3, 3)), image(3), (3,))
+    samples, told = samples_of(case, 10), []
+    ekfac.fisher(model_of(case), [samples[:7], samples[7:]], "softmax", batch_size=4, on_side=lambda: told.append(None))
+    assert len(told) == 2 * 3 * 2
+
+
 def test_damping_is_measured_by_the_mean_eigenvalue() -> None:
     """Of the whole network: trace(F) by the number of parameters."""
     case = Case(lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1)), image(3), (1,))

@@ -16,6 +16,7 @@ from streamlit.testing.v1 import AppTest
 from test_import import files_of
 from test_pages import said, viewer
 
+from pages.shared import session
 from pages.shared.i18n import LANGUAGES
 from pages.shared.session import plain
 from pages.shared.threshold import foretelling
@@ -102,6 +103,36 @@ def test_a_slow_preview_waits_for_a_press(look: Callable[..., AppTest], studio: 
     assert expected in texts_of(test)
     test.number_input(key="most").set_value(2).run()
     assert "Foretold" not in texts_of(test)  # another list is another question
+
+
+def test_a_slow_preview_of_another_run_waits_for_its_own_press(
+    look: Callable[..., AppTest], studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose list names the same rows."""
+    recipe = studio.run.recipe.to_dict()
+    told = {**recipe, "name": "other batches", "engine": {**recipe["engine"], "batch_size": 5}}
+    other = studio.place.compute(Recipe.from_dict(told))
+    assert isinstance(other, Run)
+    one, two = (view.named(view.exclusions(**RULE)) for view in (studio.run.view(), other.view()))
+    np.testing.assert_array_equal(one, two)
+    monkeypatch.setattr(foretelling, "AT_ONCE", 0.0)
+    test = look()
+    test.button(key="preview.ask").click().run()
+    assert "Foretold" in texts_of(test)
+    test.query_params["run"] = other.id
+    test.run()
+    assert not test.error
+    assert "Foretold" not in texts_of(test)
+
+
+def test_what_every_look_asks_for_stays_prepared_however_much_else_is_made(studio: Studio) -> None:
+    view, made = studio.run.view(), []
+    for drag in range(3 * session.KEPT):
+        session.prepared(view, "levels", lambda: made.append("levels"))
+        session.prepared(view, ("preview", drag), lambda: made.append("preview"))
+    assert made.count("levels") == 1
+    session.prepared(view, ("preview", 0), lambda: made.append("again"))
+    assert made[-1] == "again"
 
 
 def test_the_preview_keeps_no_view_alive(studio: Studio) -> None:

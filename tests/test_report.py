@@ -31,6 +31,7 @@ from tracin_core.records.report.sections import SECTIONS, document
 from tracin_core.records.report.sentences import Sentences
 from tracin_core.records.report.texts import LANGUAGES, Words, catalogue
 from tracin_core.records.runs import Run
+from tracin_core.records.trainings import own_training
 from tracin_core.records.workspace import Workspace, open_workspace
 from tracin_core.scores.agreement import Comparison
 from tracin_core.scores.imported import ImportedPairs, ImportedScores, ImportedView
@@ -379,14 +380,14 @@ def test_before_and_after_is_linked_by_name_and_line(place: Workspace, ranking: 
 
 
 def test_a_training_record_of_other_checkpoints_is_not_this_runs(place: Workspace, classes: Run) -> None:
-    assert decisions.own_training(classes) is not None
+    assert own_training(classes) is not None
     file = Path(classes.recipe.checkpoints.folder) / "training.json"
     kept = file.read_text(encoding="utf-8")
     told = json.loads(kept)
     told["history"][-1]["validation_loss"] += 1.0
     file.write_text(json.dumps(told), encoding="utf-8")
     try:
-        assert decisions.own_training(classes) is None
+        assert own_training(classes) is None
         assert catalogue("en")["trainings.unknown"] in report.report_markdown(classes, place=place)
     finally:
         file.write_text(kept, encoding="utf-8")

@@ -14,10 +14,20 @@ from test_pages import viewer
 from pages.shared.i18n import LANGUAGES, texts
 from pages.shared.session import plain
 from tracin_core.data.files import read_json
-from tracin_core.data.readers import read_inputs
+from tracin_core.data.readers import read_inputs, reader_for
 from tracin_core.engine.training import train
-from tracin_core.errors import InputError, ViewError
-from tracin_core.records.evaluations import Retraining, arms_of, left_out_before, retrainings, settings_of, start_retraining
+from tracin_core.errors import InputError, JobFailedError, ViewError
+from tracin_core.evaluating.faithfulness import unit_names
+from tracin_core.records.evaluations import (
+    Retraining,
+    arms_of,
+    left_out_before,
+    require_action,
+    retrainings,
+    settings_of,
+    start_retraining,
+    with_their_pairs,
+)
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import Workspace
 from tracin_core.scores.actions import Action
@@ -168,6 +178,22 @@ def test_a_list_is_changed_in_place_of_left_out(run: Run, place: Workspace, acti
     shutil.rmtree(again)
 
 
+def test_arms_are_not_trained_on_data_that_have_changed(run: Run, place: Workspace) -> None:
+    """Else some arms would be of the old recordings, found on disk, and some of the new."""
+    data = run.recipe.data
+    one, other = (data.place / path for path in reader_for(data).list()["path"].iloc[[0, -1]])
+    kept = one.read_bytes()
+    asked = {"rule": {"file": "changed"}, "seeds": 2, "draws": 1, "lasting": ("epochs",)}
+    try:
+        one.write_bytes(other.read_bytes())
+        job = start_retraining(place, run, run.view().exclusions(**RULE), **asked)
+        with pytest.raises(JobFailedError, match="not as they were"):
+            place.queue.wait(job.id)
+    finally:
+        one.write_bytes(kept)
+    assert not (place.root / "evaluations" / job.request["evaluation"]).exists()
+
+
 def test_what_cannot_be_changed_so_is_refused(run: Run, place: Workspace) -> None:
     pairs, samples = run.view().exclusions(**RULE), run.view().exclusions(**{**RULE, "pair_mode": "sample", "max_exclusions": 2})
     for chosen, action, weight, told in (
@@ -178,6 +204,7 @@ def test_what_cannot_be_changed_so_is_refused(run: Run, place: Workspace) -> Non
     ):
         with pytest.raises(InputError, match=told):
             start_retraining(place, run, chosen, rule=RULE, action=action, weight=weight)  # type: ignore[arg-type]
+    require_action(run, "pair", "exclude", 0.0)  # nothing is weighed
 
 
 def test_settings_are_those_of_the_training_and_what_is_assumed_is_named(run: Run) -> None:
@@ -210,6 +237,28 @@ def test_what_the_runs_own_training_left_out_is_left_out_again(run: Run, place: 
     trained = found.table.set_index("arm")["examples"]
     assert set(trained["none"]) == {count - 5}
     assert set(trained["list"]) == {count - 5 - len(chosen)}
+
+
+def test_pairs_of_a_sample_that_was_left_out_are_drawn_by_nobody(run: Run, place: Workspace) -> None:
+    """Neither as controls of a list, nor as what subsets hold: no training sees them."""
+    sample = str(run.splits["train"]["id"].iloc[0])
+    file, folder = place.root / "exports" / "sample.txt", place.root / "trainings" / "without_a_sample"
+    file.write_text(sample)
+    job = place.start_training(run.recipe, settings={"epochs": 2, "save_epochs": (1, 2)}, folder=folder, exclusions_file=file)
+    place.queue.wait(job.id)
+    own = place.compute(lab.recipe_for(run.recipe.data.place, folder))
+    assert isinstance(own, Run)
+    assert left_out_before(own) == {sample}
+    of_sample = set(own.train_pairs["id"][(own.train_pairs[["id1", "id2"]] == sample).any(axis=1)])
+    chosen = own.train_pairs[~own.train_pairs["id"].isin(of_sample)]
+    most = len(chosen) // 2
+    for arm in arms_of(own, chosen.head(most), draws=3, seed=0)[2:]:
+        assert len(arm.lines) == most
+        assert not set(arm.lines) & of_sample
+    with pytest.raises(ViewError, match=f"The list names {most + 1}, and {len(chosen)} examples are trained on"):
+        arms_of(own, chosen.head(most + 1), draws=3, seed=0)
+    before = with_their_pairs(own, left_out_before(own))
+    assert set(unit_names(own.methods(), "pair", before)) == set(chosen["id"])
 
 
 def finished(scores: dict[str, list[float]], measure: str = "accuracy") -> Retraining:

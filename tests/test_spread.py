@@ -1,6 +1,7 @@
 """How scores are spread within groups and parts: against a loop over the examples; and the pages that show it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from test_pages import said, texts_of, viewer
 from pages.shared import spread
 from pages.shared.i18n import LANGUAGES
 from tracin_core import charts
+from tracin_core.errors import ViewError
 from tracin_core.scores.spread import group_spread, share_interval, strata, thirds
 from tracin_core.scores.view import View
 
@@ -114,6 +116,12 @@ def test_strata_are_of_the_sums_of_each_row_and_column(seed: int) -> None:
             assert told["total_influence"][row] == pytest.approx(sum(abs(value) for value in table[row]), abs=1e-9)
     if not view.dead_tests.all():
         np.testing.assert_allclose(found["train"]["mean_influence"], view.mean_influence(), **FLOAT64)
+
+
+@pytest.mark.parametrize("measure", ["cosine", "cosine_mean", "relative", "rank"])
+def test_strata_are_of_values_that_add_up(measure: Any) -> None:
+    with pytest.raises(ViewError, match=f"Values of {measure} do not add up"):
+        strata(make_case(1).view(measure=measure))
 
 
 def test_tests_are_shown_by_third_and_one_by_one(studio: Studio, look: Callable[..., AppTest]) -> None:

@@ -51,10 +51,11 @@ from tracin_core.recipe import ClassificationTask, Cotangent, RankingTask, Regre
 from tracin_core.records.checkpoint_files import list_checkpoints
 from tracin_core.scores.examples import TestQuantity
 from tracin_core.scores.exclusions import PairMode
-from tracin_core.scores.influence import Kernels, Measure, SuspectScore
+from tracin_core.scores.influence import Kernels, Measure
 from tracin_core.scores.losses import PairLoss
 from tracin_core.scores.recorded import PAIR_LOSSES
 from tracin_core.scores.sample_losses import SETTINGS, SampleLoss, SampleLossName
+from tracin_core.scores.selection import SuspectScore
 from tracin_core.scores.view import View
 
 Weights = Literal["learning_rate", "uniform"] | Sequence[float]

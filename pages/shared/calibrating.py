@@ -47,8 +47,8 @@ def start(run: Run) -> None:
 def seconds_of_a_seed(run: Run) -> float | None:
     """How long a seed of an earlier calibration of the run took, else one training of it; None: nobody knows."""
     for job in session.workspace().jobs(limit=200):
-        if job.kind == "calibration" and job.request.get("run") == run.id and verifying.took(job) is not None:
-            return float(verifying.took(job) or 0) / len(job.request["seeds"])
+        if job.kind == "calibration" and job.request.get("run") == run.id and (seconds := verifying.took(job)) is not None:
+            return seconds / len(job.request["seeds"])
     return verifying.seconds_of_one(run)
 
 
@@ -117,9 +117,10 @@ def one_result(run: Run, result: Calibration) -> None:
 
 def curves(result: Calibration, ranked: list[str], chosen: str | None) -> None:
     """How early some scores list the errors: what is recommended, the pages' own score, and the best of the rest."""
+    judged = [score for score in ranked if score != "random"]
     asked = st.multiselect(
         t("calibrate.curves"),
-        judged := [score for score in ranked if score != "random"],
+        judged,
         default=[score for score in dict.fromkeys([chosen, "self_influence", "mean_loss", *judged]) if score in judged][:CURVES],
         format_func=widgets.score_label,
         max_selections=2 * CURVES,

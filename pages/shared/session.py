@@ -3,8 +3,10 @@
 import math
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 import streamlit as st
@@ -18,6 +20,7 @@ from tracin_core.records.workspace import Workspace, open_workspace
 from tracin_core.scores.view import View
 
 T = TypeVar("T")
+KEPT: Final = 24  # prepared things of one view
 
 
 class NothingYet(Exception):
@@ -90,6 +93,25 @@ def view(run: Run, **settings: Any) -> View:
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _view(path: str, run_id: str, digest: str, settings: tuple[tuple[str, Any], ...], _run: Run) -> View:
     return _run.view(**dict(settings))
+
+
+_prepared: "WeakKeyDictionary[View, OrderedDict[Any, Any]]" = WeakKeyDictionary()
+
+
+def prepared(view: View, what: Any, make: Callable[[], T]) -> T:
+    """What was made of this view under this name, kept as long as the view is; beyond `KEPT` things, what was asked for longest ago goes.
+
+    It must not hold the view, which would then be kept for ever.
+    """
+    known = _prepared.setdefault(view, OrderedDict())
+    try:
+        known.move_to_end(what)
+        return cast(T, known[what])
+    except KeyError:  # never made, or let go by another visitor's thread
+        made = known[what] = make()
+    while len(known) > KEPT:
+        known.popitem(last=False)
+    return made
 
 
 # ---- state that a link carries --------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import streamlit as st
 from pages.shared import examples, grouping, session, widgets
 from pages.shared.i18n import t
 from pages.shared.session import plain
-from pages.shared.threshold.exclusion import prepared
 from tracin_core import charts
 from tracin_core.records.runs import Run
 from tracin_core.scores.maps import example_kernel, example_pca, tsne
@@ -23,7 +22,6 @@ from tracin_core.scores.view import View
 MARKS: Final = (0.05, 0.5, 0.95)
 NEIGHBOURS: Final = 1_000  # examples whose t-SNE takes some seconds
 TESTS: Final = 500  # rows of the table of tests
-RIGHT: Final = {1.0: "right", 0.5: "tied", 0.0: "wrong"}
 LOOKS: Final = ("spread", "groups", "quadrants", "map")
 
 Array = npt.NDArray[np.float64]
@@ -88,7 +86,7 @@ def reached_in_thirds(run: Run, view: View, score: str, values: charts.Array, pa
     numbers = run.task == "regression"
     shown = found.assign(
         third=[t(f"thirds.{name}") for name in found["third"]],
-        reached=[f"{value:.4g}" if numbers else f"{value:.1%}" for value in found["reached"]],
+        reached=[widgets.reached(value, number=numbers) for value in found["reached"]],
         **{end: [charts.short(value) for value in found[end]] for end in ("lowest", "highest")},
         interval=intervals(found),
     )
@@ -111,7 +109,7 @@ def strata(run: Run, view: View) -> None:
     with st.expander(t("strata.title"), icon=":material/stacked_bar_chart:", on_change="rerun", key="strata.open") as opened:
         if not opened.open:
             return
-        found = prepared(view, "strata", lambda: strata_of(view))
+        found = session.prepared(view, "strata", lambda: strata_of(view))
         reached = {"train": run.reached, "test": run.test_reached}
         for side, told in reached.items():
             st.markdown(f"**{t(f'strata.{side}')}**")
@@ -128,7 +126,7 @@ def strata_table(run: Run, scores: dict[str, Array], reached: Array) -> None:
     shown = found.assign(
         third=[t(f"thirds.{name}") for name in found["third"]],
         range=[f"{charts.short(low)} – {charts.short(high)}" for low, high in zip(found["lowest"], found["highest"], strict=True)],
-        reached=[f"{value:.4g}" if numbers else f"{value:.1%}" for value in found["reached"]],
+        reached=[widgets.reached(value, number=numbers) for value in found["reached"]],
         interval=intervals(found),
     )
     names = {"score": t("strata.score"), "third": t("thirds.third")}
@@ -144,7 +142,7 @@ def each_test(run: Run, view: View, scores: dict[str, Array]) -> None:
     order = np.argsort(-scores["total_influence"], kind="stable")[:TESTS]
     told = {"test": [examples.example_label(view.test_pairs.iloc[row]) for row in order]}
     value = run.test_reached[order]
-    told["reached"] = [f"{one:.4g}" if numbers else t(f"preview.{RIGHT[one]}") for one in value]
+    told["reached"] = [widgets.reached(one, number=True) if numbers else widgets.right(one) for one in value]
     named = {score: [t(f"thirds.{name}") for name in third_of(values)[order]] for score, values in scores.items()}
     names = {"test": t("strata.each"), "reached": t("thirds.reached.number" if numbers else "thirds.reached")}
     names |= {score: t(f"strata.{score}") for score in scores}

@@ -11,7 +11,7 @@ from pages.shared.i18n import t
 from pages.shared.session import plain
 from tracin_core import charts
 from tracin_core.data.files import read_json
-from tracin_core.records.evaluations import DRAWS, SEEDS, Lasting, Retraining, retrainings, start_retraining
+from tracin_core.records.evaluations import DRAWS, SEEDS, Lasting, Retraining, retrainings, start_retraining, trainings_needed
 from tracin_core.records.faithfulness import (
     DRAWN,
     FEWEST,
@@ -27,8 +27,8 @@ from tracin_core.records.faithfulness import (
     start_lds,
 )
 from tracin_core.records.jobs import Job
-from tracin_core.records.report.decisions import own_training
 from tracin_core.records.runs import Run
+from tracin_core.records.trainings import own_training
 from tracin_core.scores.actions import WEIGHT, Action, actions_for
 
 LASTING: Final[dict[str, tuple[Lasting, ...]]] = {"both": ("epochs", "steps"), "epochs": ("epochs",), "steps": ("steps",)}
@@ -73,17 +73,20 @@ def start(run: Run, listed: pd.Series) -> None:
         if action == "exclude":
             lasting = LASTING[widgets.choose_code("lasting", tuple(LASTING), key="lasting")]
         if action == "down_weight":
-            picker = session.linked("weight", WEIGHT, valid=lambda share: 0 < share < 1)
-            weight = float(
-                st.number_input(t("verify.weight"), 0.01, 0.99, step=0.05, width=150, help=t("verify.weight.help"), **picker)
-            )
-    st.markdown(cost(run, seeds * (1 + len(lasting) * (2 + draws))))
+            weight = choose_weight()
+    st.markdown(cost(run, trainings_needed(seeds, draws, lasting)))
     if st.button(t("verify.start"), type="primary", icon=":material/science:", key="start_retraining"):
         told = read_json(listed["provenance"])
         chosen = pd.DataFrame(told["entries"])
         asked = {"seeds": seeds, "draws": draws, "lasting": lasting, "action": action, "weight": weight}
         start_retraining(session.workspace(), run, chosen, rule=told["rule"], **asked)
         st.rerun()
+
+
+def choose_weight() -> float:
+    """Of what is down-weighted in the loss."""
+    picker = session.linked("weight", WEIGHT, valid=lambda share: 0 < share < 1)
+    return float(st.number_input(t("verify.weight"), 0.01, 0.99, step=0.05, width=150, help=t("verify.weight.help"), **picker))
 
 
 def noun_of(listed: pd.Series) -> Literal["pair", "sample"]:
@@ -103,9 +106,10 @@ def seconds_of_one(run: Run) -> float | None:
     if own is not None and own.get("seconds"):
         return float(own["seconds"])
     for job in session.workspace().jobs(limit=200):  # another evaluation of it tells as well
-        if job.kind == "retraining" and job.request.get("run") == run.id and took(job) is not None:
-            arms, request = job.request["arms"], job.request
-            return float(took(job) or 0) / (len(request["seeds"]) * (1 + len(request["lasting"]) * (len(arms) - 1)))
+        if job.kind == "retraining" and job.request.get("run") == run.id and (seconds := took(job)) is not None:
+            request = job.request
+            draws = sum(arm["name"].startswith("random_") for arm in request["arms"])
+            return seconds / trainings_needed(len(request["seeds"]), draws, request["lasting"])
     return None
 
 
@@ -155,8 +159,7 @@ def one_result(run: Run, result: Retraining) -> None:
     if result.assumed:
         st.markdown(f":small[{t('verify.assumed', names=plain(', '.join(result.assumed)))}]")
     st.markdown(f":small[{t('verify.scope', seeds=len(result.table['seed'].unique()))}]")
-    told = {**{name: value for name, value in vars(result).items() if name != "table"}, "effects": effects.to_dict("records")}
-    content = json.dumps({**told, "table": result.table.to_dict("records"), "simulated": run.simulated}, indent=2, default=str)
+    content = json.dumps({**result.to_dict(), "simulated": run.simulated}, indent=2, default=str)
     st.download_button(
         t("verify.download"), content, f"retraining_{result.number}.json", "application/json",
         key=f"download.{result.number}", on_click="ignore", icon=":material/download:",

@@ -106,6 +106,16 @@ def running(kind: str, run: Run) -> None:
             st.info(t("job.running", title=plain(job_title(job))), icon=":material/hourglass_top:")
 
 
+def reached(value: float, *, number: bool) -> str:
+    """What a model reaches: a share of tests or examples in percent, or an error of numbers in its unit."""
+    return f"{value:.4g}" if number else f"{value:.1%}"
+
+
+def right(value: float) -> str:
+    """Whether a single pair or sample is right (1), undecided (0.5) or wrong (0), in a word."""
+    return t("preview.right" if value > 0.5 else "preview.wrong" if value < 0.5 else "preview.tied")
+
+
 def duration(seconds: float) -> str:
     """A length of time in words, as rough as it is long."""
     whole = max(round(seconds), 1)

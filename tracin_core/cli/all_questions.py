@@ -167,9 +167,7 @@ def retrained(place: "Workspace", run: "Run", plan: Plan, exclusions_file: Path 
         for row in found.effects().to_dict("records")
     ]
     verdict = f"Leaving out {len(chosen)} {found.noun}s against as many at random: {found.verdict('epochs')}"
-    told = {name: value for name, value in vars(found).items() if name != "table"}
-    content = {**told, "effects": found.effects().to_dict("records"), "table": found.table.to_dict("records")}
-    return part("Does leaving the list out help?", job, rows, verdict, content, list(range(1, plan.seeds + 1)))
+    return part("Does leaving the list out help?", job, rows, verdict, found.to_dict(), list(range(1, plan.seeds + 1)))
 
 
 # ---- the document ---------------------------------------------------------------------------------------------------------------

@@ -106,13 +106,13 @@ def evaluate_retrain(
 
     Example: python -m tracin_core evaluate retrain --exclusions-file exclusions.txt
     """
-    from tracin_core.records.evaluations import retrainings, start_retraining
+    from tracin_core.records.evaluations import retrainings, start_retraining, trainings_needed
 
     place = opened(workspace)
     judged = the_run(place, run)
     chosen, rule = listed(judged, exclusions_file)
     kinds: Any = LASTING[lasting if action == "exclude" else "epochs"]
-    count = seeds * (1 + len(kinds) * (2 + draws))
+    count = trainings_needed(seeds, draws, kinds)
     say(f"{count} trainings without and with {len(chosen)} listed of run {judged.id}{simulated_mark(judged.simulated)}")
     doing: Any = action.replace("-", "_")
     asked = {"seeds": seeds, "draws": draws, "lasting": kinds, "action": doing, "weight": weight}
@@ -120,9 +120,7 @@ def evaluate_retrain(
     found = next(one for one in retrainings(place, judged) if one.number == (job.result or {})["evaluation"])
     say_retraining(found, judged.simulated)
     verdicts = {lasting: found.verdict(lasting) for lasting in found.lasting}
-    told = {name: value for name, value in vars(found).items() if name != "table"}
-    effects, table = found.effects().to_dict("records"), found.table.to_dict("records")
-    answer({**told, "simulated": judged.simulated, "verdicts": verdicts, "effects": effects, "table": table})
+    answer({**found.to_dict(), "simulated": judged.simulated, "verdicts": verdicts})
 
 
 @evaluate.command("lds")
@@ -209,7 +207,7 @@ def say_faithfulness(found: "Faithfulness") -> None:
     if not rows:
         say("No method could be judged.")
         return
-    best = max(rows, key=lambda row: float(row["lds"].split()[0]))["method"]
+    best = str(found.methods.set_index("method")["lds"].idxmax())
     worst = found.per_test.dropna(subset=[best]).nsmallest(NAMED, best)
     say(f"Foretold worst by {best}: {', '.join(f'{row.test} ({getattr(row, best):.2f})' for row in worst.itertuples())}")
 
@@ -238,12 +236,12 @@ def evaluate_stability(
     if across != "seeds":
         if runs:
             raise typer.BadParameter(f"--runs names several runs, and --across {across} is about one; give --run.")
-        found, between = compare_parts(the_run(place, run), across, score), "parts"
+        found, what = compare_parts(the_run(place, run), across, score), "parts"
     else:
         chosen = [place.run(name.strip()) for name in runs.split(",")] if runs else seeds_of(place, the_run(place, run))
-        found, between = compare_runs(chosen, score), "runs"
+        found, what = compare_runs(chosen, score), "runs"
     say(
-        f"{score.replace('_', ' ')} of {found.examples} training examples in {len(found.runs)} {between}{simulated_mark(found.simulated)}:"
+        f"{score.replace('_', ' ')} of {found.examples} training examples in {len(found.runs)} {what}{simulated_mark(found.simulated)}:"
     )
     rows = [
         {"a": row["a"], "b": row["b"], **{name: f"{row[name]:.3f}" for name in ("spearman", "overlap", "signs")}}
@@ -255,7 +253,8 @@ def evaluate_stability(
     if found.ensembles is not None:
         told = ", ".join(f"{name} {value:.3f}" for name, value in found.ensembles.items())
         say(f"Means over half of the runs against the other half: {told}")
-    say(f"{found.clear:.0%} of the examples are more than {CLEAR:g} deviations between {between} away from 0")
+    if found.clear is not None:
+        say(f"{found.clear:.0%} of the examples are more than {CLEAR:g} deviations between runs away from 0")
     answer(found.to_dict())
 
 

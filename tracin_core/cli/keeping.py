@@ -86,7 +86,7 @@ def gc(
     workspace: WorkspaceOption = Path("workspace"),
     as_json: JsonOption = False,
 ) -> None:
-    """Remove blocks, inputs and previews that no run refers to, and unfinished files older than an hour.
+    """Remove blocks, curvatures, inputs and previews that no run refers to, and unfinished files older than an hour.
 
     Example: python -m tracin_core gc --dry-run
     """

@@ -33,18 +33,22 @@ def before_and_after(place: "Workspace", run: "Run", chosen: "pd.DataFrame", fil
         file: the list of what is chosen, in the workspace.
         changed: settings of the training to be other than the run's.
     """
+    from tracin_core.records.evaluations import left_out_before, settings_of, with_their_pairs
+
     own = own_training(run)
-    settings = {**{name: value for name, value in (own or {}).get("settings", {}).items() if name in FOLLOWED}, **changed}
+    recorded = settings_of(run)[0] if own is None else own["settings"]
+    settings = {**{name: value for name, value in recorded.items() if name in FOLLOWED}, **changed}
     if "epochs" in changed:
         settings.pop("save_epochs", None)
-    earlier = list((own or {}).get("exclusions", {}).get("matched", []))
+    earlier = sorted(left_out_before(run))
     if own is None or changed:
         say("Before: the same training is done without this list, because the run's own has other settings or is not known.")
         before = trained(place, run, settings, earlier)
     else:
         say("Before: the run's own training.")
         before = own
-    added = [name for name in chosen["id"].tolist() if name not in set(earlier)]
+    gone = with_their_pairs(run, earlier)
+    added = [name for name in chosen["id"].tolist() if name not in gone]
     if not added:
         say("Nothing more is listed, so there is nothing to train without.")
         return {"before": results_of(before), "after": None}
@@ -60,7 +64,7 @@ def before_and_after(place: "Workspace", run: "Run", chosen: "pd.DataFrame", fil
 
 def own_training(run: "Run") -> dict[str, Any] | None:
     """What `training.json` beside the run's checkpoints tells, if it is of these checkpoints, this split and this loss; else None."""
-    from tracin_core.records.report.decisions import own_training as recorded
+    from tracin_core.records.trainings import own_training as recorded
 
     found = recorded(run)
     if found is None or found["settings"].get("margin") != getattr(run.loss, "margin", None):

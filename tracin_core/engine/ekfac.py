@@ -27,7 +27,7 @@ from tracin_core.errors import CheckpointError, DataError, MachineError
 
 Bases = dict[str, tuple[Tensor, Tensor]]
 Outcome = Literal["softmax", "sigmoid", "number"]
-Sides = Callable[[], Iterable[Side]]  # gone through twice
+Sides = Callable[[], Iterable[Side]]  # asked for twice: for the bases, and for what the gradients measure in them
 OUTPUTS, INPUTS, EIGENVALUES = "/outputs", "/inputs", "/eigenvalues"  # of a layer or parameter, in a file
 WORK: Final = 4  # times the largest basis: the sum, its eigenvectors, and what finding them takes
 
@@ -60,9 +60,10 @@ class Curvature:
         Raises:
             DataError: all eigenvalues are 0, or there is no damping.
         """
-        if not (self.mean > 0 and damping > 0):
-            raise DataError(f"A curvature of mean {self.mean:g} with a damping of {damping:g} has no inverse; both are above 0.")
-        return self.inverse(damping * self.mean)
+        mean = self.mean
+        if not (mean > 0 and damping > 0):
+            raise DataError(f"A curvature of mean {mean:g} with a damping of {damping:g} has no inverse; both are above 0.")
+        return self.inverse(damping * mean)
 
 
 def ekfac(
@@ -91,14 +92,17 @@ def ekfac(
     side = Side("samples", samples, cotangent, batch_size)
     if side.count == 0 or not damping > 0:
         raise DataError(f"Curvature needs at least one sample and a damping above 0; there are {side.count} samples and {damping}.")
-    return curvature(model, lambda: [side], side.count, parameters=parameters).inverse(damping)
+    return curvature(model, lambda: [side], side.count, parameters=parameters, batch_size=batch_size).inverse(damping)
 
 
-def curvature(model: nn.Module, sides: Sides, count: int, *, parameters: Sequence[str] | None = None) -> Curvature:
-    """F' of `ekfac` where a sample may have several cotangents: sums over all sides, means over so many samples."""
+def curvature(model: nn.Module, sides: Sides, count: int, *, parameters: Sequence[str] | None = None, batch_size: int) -> Curvature:
+    """F' of `ekfac` where a sample may have several cotangents: sums over all sides, means over so many samples.
+
+    Args:
+        batch_size: of the sides; named where memory runs out.
+    """
     gradients = Gradients(model, selected(model, parameters))
-    size = next((side.batch_size for side in sides()), 1)
-    with borrowed(model, gradients.names), enough_memory(size):
+    with borrowed(model, gradients.names), enough_memory(batch_size):
         bases = gradients.repeated(lambda: kronecker_bases(gradients, sides()))
         moments = gradients.repeated(lambda: second_moments(gradients, sides(), bases))
     return Curvature(bases, {name: moment / count for name, moment in moments.items()})
@@ -131,10 +135,11 @@ def fisher(
             on_side()
             yield side
 
-    return curvature(model, sides, count)
+    return curvature(model, sides, count, batch_size=batch_size)
 
 
 def fisher_sides(model: nn.Module, chunks: Sequence[Samples], outcome: Outcome, batch_size: int) -> Iterator[Side]:
+    """The samples of each chunk along each of their `fisher_roots`."""
     for samples in chunks:
         for root in fisher_roots(model_outputs(model, samples, batch_size), outcome):
             yield Side("samples", samples, root, batch_size)
@@ -173,7 +178,7 @@ def kronecker_bases(gradients: Gradients, sides: Iterable[Side]) -> Bases:
                 inputs, outputs = (part.flatten(0, 1) for part in in_parameter_order(factor))
                 if f"{layer}.bias" in gradients.parameters:
                     inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
-                squares = exact(outputs.T @ outputs), exact(inputs.T @ inputs)
+                squares = in_double(outputs.T @ outputs), in_double(inputs.T @ inputs)
                 sums[layer] = tuple(map(torch.add, sums[layer], squares)) if layer in sums else squares  # type: ignore[assignment]
     like = {layer: gradients.parameters[f"{layer}.weight"] for layer in sums}
     return {layer: (eigenvectors(b).to(like[layer]), eigenvectors(a).to(like[layer])) for layer, (b, a) in sums.items()}
@@ -188,10 +193,10 @@ def second_moments(gradients: Gradients, sides: Iterable[Side], bases: Bases) ->
             for layer in bases:
                 weight, bias = (factors.pop(f"{layer}.{own}", None) for own in ("weight", "bias"))
                 if weight is not None:  # else no sample of this batch reaches the layer
-                    sums[layer] = sums[layer] + exact(squares_in_bases(weight, bias, *bases[layer]))
+                    sums[layer] = sums[layer] + in_double(squares_in_bases(weight, bias, *bases[layer]))
             for name, factor in factors.items():
                 squares = factor.matrices().square().sum(0)
-                sums[name] = sums[name] + exact(squares).reshape(gradients.parameters[name].shape)
+                sums[name] = sums[name] + in_double(squares).reshape(gradients.parameters[name].shape)
     for name in gradients.names:
         if name not in sums and name.rpartition(".")[0] not in bases:
             sums[name] = torch.zeros(gradients.parameters[name].shape, dtype=torch.float64, device="cpu")
@@ -222,8 +227,8 @@ def whole(gradients: Gradients, layer: str) -> bool:
     return all(f"{layer}.{own}" in gradients.names for own, _ in gradients.modules[layer].named_parameters(recurse=False))
 
 
-def exact(values: Tensor) -> Tensor:
-    """Where sums over many samples lose nothing, on every device."""
+def in_double(values: Tensor) -> Tensor:
+    """In float64 on the CPU: sums over many batches lose nothing there, and not every device has it."""
     return values.cpu().to(torch.float64)
 
 
@@ -272,8 +277,9 @@ def require_memory(model: nn.Module, side: Side) -> None:
         return
     largest = max(layers, key=lambda layer: max(layers[layer]))
     p, q = layers[largest]
-    sums = sum(12 * (p * p + q * q) + 16 * p * q for p, q in layers.values()) + 16 * rest
-    need = sums + 8 * WORK * max(p, q) ** 2
+    # sums of outer products in float64 and bases in float32; sums of squares and eigenvalues, both in float64
+    kept = sum((8 + 4) * (p * p + q * q) + 2 * 8 * p * q for p, q in layers.values()) + 2 * 8 * rest
+    need = kept + 8 * WORK * max(p, q) ** 2
     free = int(psutil.virtual_memory().available)
     if need > free:
         raise MachineError(

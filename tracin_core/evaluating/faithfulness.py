@@ -14,12 +14,13 @@ from tracin_core.data.files import write_json
 from tracin_core.errors import InputError, ViewError
 from tracin_core.evaluating.calibrating import require_same
 from tracin_core.reading import plugins_of, read_dataset
+from tracin_core.records.evaluations import with_their_pairs
 from tracin_core.records.faithfulness import FEWEST, FOLDER, Unit
 from tracin_core.records.interchange import training_exclusions
 from tracin_core.records.progress import Progress
 from tracin_core.records.runs import Run
 from tracin_core.scores.comparison import Methods
-from tracin_core.scores.damping import best_by_lds
+from tracin_core.scores.damping import best_by_lds, halves
 from tracin_core.scores.evaluation import Lds, half_subsets, lds
 
 Array = npt.NDArray[np.float64]
@@ -43,7 +44,7 @@ def faithfulness(progress: Progress) -> dict[str, Any]:
     samples, inputs, _ = read_dataset(progress, run.recipe)
     require_same(run, samples)
     methods = run.methods()
-    before = set(request["left_out_before"])
+    before = with_their_pairs(run, request["left_out_before"])
     names = unit_names(methods, request["unit"], before)
     seed = int(request["trainings"], 16)
     kept = what_stays(methods, request, names, seed)
@@ -122,7 +123,7 @@ def outcomes(
 ) -> Array:
     """Minus the loss of each test after each training: [repeats, subsets, tests]."""
     request = progress.job.request
-    rows = np.array([samples.index[samples["id"] == name][0] for name in methods.view.test_samples["id"]])
+    rows = pd.Index(samples["id"]).get_indexer(methods.view.test_samples["id"])
     total = request["repeats"] * len(kept)
     progress.step("retraining", total)
     found = np.empty((request["repeats"], len(kept), len(methods.view.test_pairs)))
@@ -176,9 +177,8 @@ def kept_examples(methods: Methods, unit: Unit, names: list[str], kept: Chosen, 
 
 def judged(methods: Methods, examples: Chosen, measured: Array, seed: int) -> dict[str, Any]:
     """Every method's LDS on the half of the subsets that chose no damping, with what could not be asked."""
-    outcome, subsets = measured.mean(axis=0), len(examples)
-    order = np.random.default_rng(seed).permutation(subsets)  # whose first half `best_by_lds` chooses on
-    reported = np.sort(order[subsets // 2 :])
+    outcome = measured.mean(axis=0)
+    _, reported = halves(len(examples), seed)
     found: dict[str, tuple[Lds, float | None]] = {}
     missing: dict[str, str] = {}
     for name, ask in questions(methods, examples, outcome, seed):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from tracin_core.data.files import read_json, write_json
+from tracin_core.evaluating.calibrating import require_same
 from tracin_core.reading import plugins_of, read_dataset
 from tracin_core.recipe import Recipe
 from tracin_core.records.evaluations import MEASURE
@@ -21,11 +22,15 @@ def retrain(progress: Progress) -> dict[str, Any]:
     """Every arm is trained with every seed; the test scores are in `evaluations/<evaluation>/result.json`.
 
     A training that was done before the job was interrupted is found on disk.
+
+    Raises:
+        InputError: the data are not what the run was computed on, nor what earlier arms were trained on.
     """
     request = progress.job.request
     recipe = Recipe.from_dict(request["recipe"])
     folder = progress.workspace.root / "evaluations" / request["evaluation"]
     dataset = read_dataset(progress, recipe)
+    require_same(progress.workspace.run(request["run"]), dataset[0])
     asked = [
         (lasting, arm, seed)
         for lasting in request["lasting"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from tracin_core.errors import CheckpointError, NoCheckpointsError
 
 SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".safetensors")
+CURVATURES = "curvatures"  # folder under checkpoints/: which kept curvature is of which weights, samples and way of computing
 NAME_LIMIT = 32  # of a name within a sentence
 
 

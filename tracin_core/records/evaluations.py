@@ -8,7 +8,7 @@ in which examples that is done to.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -21,9 +21,9 @@ from tracin_core.data.files import read_json
 from tracin_core.errors import InputError, ViewError
 from tracin_core.records.interchange import match_exclusions, training_exclusions
 from tracin_core.records.jobs import Job
-from tracin_core.records.report.decisions import own_training
 from tracin_core.records.runs import Run
 from tracin_core.records.store import digest_of
+from tracin_core.records.trainings import own_training
 from tracin_core.scores.actions import WEIGHT, Action, actions_for
 from tracin_core.scores.evaluation import Effect, paired_effect
 from tracin_core.scores.rollups import roll_up
@@ -62,9 +62,12 @@ def arms_of(run: Run, chosen: pd.DataFrame, *, draws: int, seed: int) -> list[Ar
     names = chosen["id"].tolist()
     if not names or not set(names) <= set(ids.tolist()):
         raise ViewError(f"The list names {len(names)} examples, not all of them on the training side; choose a list of this run.")
-    if 2 * len(names) > len(ids):
+    before = with_their_pairs(run, left_out_before(run))
+    trained_on = np.array([name for name in ids if name not in before], dtype=object)
+    if 2 * len(names) > len(trained_on):
         raise ViewError(
-            f"The list names {len(names)} of {len(ids)} examples, which leaves too few to compare with; choose a shorter one."
+            f"The list names {len(names)}, and {len(trained_on)} examples are trained on, which leaves too few to compare with; choose a "
+            f"shorter one."
         )
     worth = view.mean_influence()
     if not of_pairs and run.noun == "pair":
@@ -72,14 +75,17 @@ def arms_of(run: Run, chosen: pd.DataFrame, *, draws: int, seed: int) -> list[Ar
         sums = roll_up(worth, view.train_pairs, numbered, by="_row", ends="both")["sum_both"]
         worth = sums.to_numpy(dtype=np.float64)
     helpful = np.argsort(-worth, kind="stable")
-    before = left_out_before(run)
     taken = set(names) | before
     reverse = [name for name in ids[helpful].tolist() if name not in taken][: len(names)]
     generator = np.random.default_rng(seed)
-    trained_on = np.array([name for name in ids if name not in before], dtype=object)
     drawn = [tuple(sorted(generator.choice(trained_on, len(names), replace=False).tolist())) for _ in range(draws)]
     random = [Arm(f"random_{number}", lines) for number, lines in enumerate(drawn, start=1)]
     return [Arm("none", ()), Arm("list", tuple(names)), Arm("reverse", tuple(reverse)), *random]
+
+
+def trainings_needed(seeds: int, draws: int, lasting: Sequence[Lasting]) -> int:
+    """How many trainings a question takes: for each seed one of all examples, and of each lasting the list, its reverse and each draw."""
+    return seeds * (1 + len(lasting) * (2 + draws))
 
 
 def start_retraining(
@@ -159,16 +165,18 @@ DONE: Final[dict[Action, str]] = {
 
 
 def require_action(run: Run, noun: Literal["pair", "sample"], action: Action, weight: float) -> None:
-    """That can be done with such a list.
+    """The action can be done with such a list.
 
     Raises:
-        InputError: it cannot, or the weight is none between 0 and 1.
+        InputError: it cannot, or a down-weighted example would have no weight, or no less than the others.
     """
     offered = actions_for(run.task, noun)
     if action not in offered:
         raise InputError(f"A list of {noun}s of a {run.task} cannot be put to '{action}'; choose from {', '.join(offered)}.")
-    if not 0 < weight < 1:
-        raise InputError(f"A weight of {weight:g} is no less weight; give one between 0 and 1, both excluded.")
+    if action == "down_weight" and not 0 < weight < 1:
+        raise InputError(
+            f"Examples of weight {weight:g} do not count less and still count; give one between 0 and 1, or leave them out (exclude)."
+        )
 
 
 def left_out_before(run: Run) -> set[str]:
@@ -193,6 +201,12 @@ def taken_out(run: Run, examples: pd.DataFrame, lines: Sequence[str]) -> npt.NDA
     ends = examples[["id1", "id2"] if run.noun == "pair" else ["id"]]
     pairs = [frozenset(pair) in found.pairs for pair in ends.itertuples(index=False)]
     return np.asarray(ends.isin(found.samples).any(axis=1).to_numpy() | np.array(pairs, dtype=bool))
+
+
+def with_their_pairs(run: Run, names: Collection[str]) -> set[str]:
+    """These samples and pairs, as `left_out_before` names them, and the training pairs of these samples."""
+    examples = run.train_pairs if run.noun == "pair" else run.splits["train"]
+    return {*names, *examples["id"][taken_out(run, examples, sorted(names))]}
 
 
 def settings_of(run: Run) -> tuple[dict[str, Any], list[str]]:
@@ -300,7 +314,11 @@ class Retraining:
                 )
         return pd.DataFrame(rows)
 
-    def _by_seed(self, arm: str, lasting: str, name: str = "score") -> np.ndarray[Any, np.dtype[np.float64]]:
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in plain values, with the effects."""
+        return {**vars(self), "effects": self.effects().to_dict("records"), "table": self.table.to_dict("records")}
+
+    def _by_seed(self, arm: str, lasting: str, name: str = "score") -> npt.NDArray[np.float64]:
         rows = self.table[self.table["lasting"] == (lasting if arm != "none" else self.lasting[0])]
         of_arm = rows[rows["arm"].str.startswith("random_") if arm == "random" else rows["arm"] == arm]
         return of_arm.groupby("seed")[name].mean().sort_index().to_numpy(dtype=np.float64)

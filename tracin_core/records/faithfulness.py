@@ -123,14 +123,21 @@ def start_lds(
         "subsets": subsets,
         "repeats": repeats,
     }
-    asked, trained = ({**named(which), **drawing} for which in (run, run if drawn == "groups" else plain_run(place, run)))
-    request = {**asked, "evaluation": digest_of(asked)[:12], "assumed": assumed, "simulated": run.simulated}
-    request["trainings"] = digest_of(trained)[:12]
-    request["left_out_before"] = sorted(left_out_before(run))
+    of_trainings = run if drawn == "groups" else plain_run(place, run)  # groups follow the run's own influences
+    asked = {**identity(run), **drawing}
+    request = {
+        **asked,
+        "evaluation": digest_of(asked)[:12],
+        "trainings": digest_of({**identity(of_trainings), **drawing})[:12],
+        "assumed": assumed,
+        "simulated": run.simulated,
+        "left_out_before": sorted(left_out_before(run)),
+    }
     return place.queue.submit("faithfulness", request, title=f"{run.name}: {subsets} subsets", run_id=run.id, who=place.who)
 
 
-def named(run: Run) -> dict[str, Any]:
+def identity(run: Run) -> dict[str, Any]:
+    """What tells the run from every other."""
     return {"run": run.id, "digest": run.digest, "recipe": run.recipe.to_dict()}
 
 

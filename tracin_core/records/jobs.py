@@ -104,9 +104,8 @@ class JobQueue:
         self._sign_of_life: tuple[object, ...] = ()
         self._seen_at = 0.0
         self._spare = root / "jobs" / ".spare"
-        self._serving = (
-            root / "jobs" / ".worker"
-        )  # the name of the worker that served last; not in the lock, which each look empties
+        # the name of the worker that served last; not in the lock, which each look empties
+        self._serving = root / "jobs" / ".worker"
         self._signed = ""
 
     def submit(self, kind: str, request: dict[str, Any], *, title: str, run_id: str | None = None, who: str = "") -> Job:
@@ -283,9 +282,8 @@ class JobQueue:
             return True
         self._tries.clear()
         said = (self.root / "jobs" / "worker.log").read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-        said = re.sub(r"\s*\(?(/[^\s/()]+){2,}\)?", "", said)[:300].rstrip(
-            "."
-        )  # whoever reads it need not know where things lie here
+        # whoever reads it need not know where things lie here
+        said = re.sub(r"\s*\(?(/[^\s/()]+){2,}\)?", "", said)[:300].rstrip(".")
         error = (
             f"The worker process cannot start with {Path(sys.executable).name} (exit code {codes[-1]}): {said}. Mend that, for "
             f"instance by 'make setup', then try again; jobs/worker.log in the workspace holds all of it."

@@ -29,6 +29,7 @@ from tracin_core.errors import DamagedBlockError, PluginError, RecipeError, Work
 from tracin_core.recipe import Recipe
 from tracin_core.records import verdicts
 from tracin_core.records.catalogue import Catalogue, catalogue_damage
+from tracin_core.records.checkpoint_files import CURVATURES
 from tracin_core.records.datasets import CHUNKS_LOST, SPLIT_LOST, dataset_key, digest_of_inputs
 from tracin_core.records.interchange import PROVENANCE
 from tracin_core.records.manifest import Manifest, read_samples
@@ -508,7 +509,7 @@ class Garbage:
 
 
 def collect_garbage(root: Path, *, dry_run: bool = False) -> list[Garbage]:
-    """Blocks, inputs and previews that no run refers to, and unfinished files older than an hour, are removed, or only listed.
+    """Blocks, curvatures, inputs and previews that no run refers to, and unfinished files older than an hour, are removed, or only listed.
 
     A run that is asked for but not finished refers to every block of its model and its engine settings, and to everything of its data set:
     resumed, it computes nothing twice. Weights, splits and exports are never removed.
@@ -564,6 +565,12 @@ def _garbage(root: Path) -> Iterator[Garbage]:
             key = path.parents[1].name
             if (key, kind, path.stem) not in parts and key not in datasets:
                 yield Garbage(kind, path, path.stat().st_size)
+    if not any(recipe.engine.precondition == "ekfac" for recipe in unfinished):
+        yield from _unused_curvatures(root)
+    yield from _half_written(root)
+
+
+def _half_written(root: Path) -> Iterator[Garbage]:
     now = time.time()
     for folder, _, names in os.walk(root):
         for path in (Path(folder, name) for name in names if name.startswith(".") and name.endswith(".partial")):
@@ -571,6 +578,20 @@ def _garbage(root: Path) -> Iterator[Garbage]:
                 state = path.stat()
                 if now - state.st_mtime > STRAY_SECONDS:
                     yield Garbage("partial", path, state.st_size)
+
+
+def _unused_curvatures(root: Path) -> Iterator[Garbage]:
+    """Curvatures that no finished run divided by, and the notes of what they are of; another damping of a run shares its own."""
+    used = {
+        checkpoint.get("curvature")
+        for path in root.glob("runs/*/run.json")
+        for checkpoint in read_manifest(path.parent).checkpoints
+    }
+    for note in root.glob(f"checkpoints/{CURVATURES}/*.json"):
+        digest = read_json(note)["curvature"]
+        if digest not in used:
+            kept = root / "checkpoints" / f"{digest}.safetensors"
+            yield from (Garbage("curvatures", path, path.stat().st_size) for path in (note, kept) if path.is_file())
 
 
 def _referred(root: Path) -> tuple[set[str], set[tuple[str, str, str]]]:

@@ -1,6 +1,6 @@
 """How far scores are the same for runs that should say the same: other seeds, other checkpoints, other layers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -35,7 +35,8 @@ class Stability:
         examples: how many training examples all of them have.
         pairs: one row per two runs, or for each part with the whole: a, b, and the figures of `scores.evaluation.stability`.
         ensembles: the same of the means over the first and the second half of the runs; None with fewer than 4.
-        noise: one row per example: id, and the columns of `scores.evaluation.signal_to_noise`.
+        noise: one row per example: id, and the columns of `scores.evaluation.signal_to_noise`; None of parts, which overlap and sum over
+            different numbers of checkpoints, so that their spread is no noise.
     """
 
     score: Score
@@ -44,17 +45,17 @@ class Stability:
     examples: int
     pairs: pd.DataFrame
     ensembles: dict[str, float] | None
-    noise: pd.DataFrame
+    noise: pd.DataFrame | None
 
     @property
-    def clear(self) -> float:
-        """The share of the examples whose mean is more than `CLEAR` standard deviations between the runs away from 0."""
-        return float((self.noise["ratio"] > CLEAR).mean())
+    def clear(self) -> float | None:
+        """The share of the examples whose mean is more than `CLEAR` standard deviations between the runs away from 0; None of parts."""
+        return None if self.noise is None else float((self.noise["ratio"] > CLEAR).mean())
 
     def to_dict(self) -> dict[str, Any]:
         """All of it in plain values."""
-        tables = {name: getattr(self, name).to_dict("records") for name in ("pairs", "noise")}
-        return {**vars(self), **tables, "clear": self.clear}
+        noise = None if self.noise is None else self.noise.to_dict("records")
+        return {**vars(self), "pairs": self.pairs.to_dict("records"), "noise": noise, "clear": self.clear}
 
 
 def seeds_of(place: "Workspace", run: Run) -> list[Run]:
@@ -93,36 +94,46 @@ def compare_parts(run: Run, across: Across, score: Score = "self_influence") -> 
     Parts are every checkpoint alone, the earlier and the later half, and every second one; or every layer group alone, and all but it.
 
     Raises:
-        InputError: the run has a single one.
+        InputError: the run sums a single checkpoint, or keeps a single layer group.
     """
     parts = parts_of(run, across)
     if len(parts) < 2:
         raise InputError(
-            f"Run '{run.name}' has {len(parts)} of the {across}, and parts of it are none; compare it with other seeds."
+            f"Run '{run.name}' has its {across} in one piece, so no part stands against the whole; compare other seeds."
         )
     whole = scores_of(run.view(), score)
     table = pd.DataFrame({name: scores_of(run.view(**settings), score) for name, settings in parts.items()})
     rows = [{"a": WHOLE, "b": name, **stability(whole, table[name], top=TOP)} for name in table]
-    noise = noise_of(table.to_numpy(dtype=np.float64).T, table.index)
-    return Stability(score, tuple(parts), run.simulated, len(table), pd.DataFrame(rows), None, noise)
+    return Stability(score, tuple(parts), run.simulated, len(table), pd.DataFrame(rows), None, None)
 
 
 def parts_of(run: Run, across: Across) -> dict[str, dict[str, Any]]:
     """Name of each part -> settings of the view that sums it alone."""
     if across == "layers":
-        layers = list(run.layers) if len(run.layers) > 1 else []
-        alone: dict[str, dict[str, Any]] = {layer: {"layers": [layer]} for layer in layers}
-        return alone | {f"without {layer}": {"layers": [other for other in layers if other != layer]} for layer in layers}
-    epochs = list(run.summed_epochs)
-    alone = {f"epoch {epoch}": {"checkpoints": [epoch]} for epoch in epochs}
+        return {name: {"layers": part} for name, part in layer_parts(run.layers).items()}
+    return {name: {"checkpoints": part} for name, part in checkpoint_parts(run.summed_epochs).items()}
+
+
+def layer_parts(layers: Iterable[str]) -> dict[str, list[str]]:
+    """Each layer group alone, and all but it; nothing of a single one."""
+    known = list(layers)
+    if len(known) < 2:
+        return {}
+    return {layer: [layer] for layer in known} | {
+        f"without {layer}": [other for other in known if other != layer] for layer in known
+    }
+
+
+def checkpoint_parts(epochs: Sequence[int]) -> dict[str, list[int]]:
+    """Each epoch alone; and halves, but those that are one epoch alone again."""
     middle = len(epochs) // 2
     halves = {
-        "earlier half": epochs[:middle],
-        "later half": epochs[middle:],
-        "every second": epochs[::2],
-        "every second, from the second": epochs[1::2],
+        "earlier half": list(epochs[:middle]),
+        "later half": list(epochs[middle:]),
+        "every second": list(epochs[::2]),
+        "every second, from the second": list(epochs[1::2]),
     }
-    return alone | ({name: {"checkpoints": part} for name, part in halves.items()} if len(epochs) > 2 else {})
+    return {f"epoch {epoch}": [epoch] for epoch in epochs} | {name: part for name, part in halves.items() if len(part) > 1}
 
 
 def scores_of(view: View, score: Score) -> pd.Series:

@@ -2,7 +2,7 @@
 
 workspace/
     tracin.sqlite3     catalogue of runs, jobs, blocks and exclusion decisions
-    checkpoints/       canonical weights, named by their SHA-256
+    checkpoints/       canonical weights, second moments and curvatures, named by their SHA-256
     datasets/<key>/    stored splits, sealed chunks, previews of the samples
     kernels/           content-addressed blocks
     runs/<id>/         run.json, samples.csv, verdicts.jsonl

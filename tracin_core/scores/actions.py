@@ -47,7 +47,7 @@ def weights_by(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def first_order(view: View, named: npt.NDArray[np.int64], action: Action, weight: float = WEIGHT) -> npt.NDArray[np.float64]:
-    """To first order, what it does to each test: [M], in the units of influence; positive: its loss rises.
+    """To first order, what the action does to each test: [M], in the units of influence; positive: the test's loss rises.
 
         sum_e (1 - weight^named_e) multiplicity_e I(e, test),       weight 0 where e is left out
 
@@ -65,4 +65,4 @@ def first_order(view: View, named: npt.NDArray[np.int64], action: Action, weight
     if action == "down_weight":
         require_weight(weight)
     given_up = 1.0 - (weight if action == "down_weight" else 0.0) ** named.astype(np.float64)
-    return view.summed_influence(np.asarray(given_up * view.train.multiplicity))
+    return view.summed_influence(given_up * view.train.multiplicity)

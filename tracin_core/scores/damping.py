@@ -49,11 +49,16 @@ def best_by_lds(
     """
     if subsets < 4:
         raise ViewError(f"{subsets} retraining subsets cannot be halved into two that rank anything; retrain on at least 4.")
-    order = np.random.default_rng(seed).permutation(subsets)
-    chosen_on, other = np.sort(order[: subsets // 2]), np.sort(order[subsets // 2 :])
+    chosen_on, other = halves(subsets, seed)
     tried = _tried(deltas, lambda delta: lds(delta, chosen_on))
     best = _best(tried)
     return DampingChoice("best_lds", best, tried, float(lds(best, other)))
+
+
+def halves(subsets: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Numbers of the random half of the retraining subsets that a damping is chosen on, and of the other, which figures are reported on."""
+    order = np.random.default_rng(seed).permutation(subsets)
+    return np.sort(order[: subsets // 2]), np.sort(order[subsets // 2 :])
 
 
 def best_by_linearised_retraining(

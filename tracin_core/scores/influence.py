@@ -40,8 +40,6 @@ from tracin_core.scores.losses import GhmTable
 
 Array = npt.NDArray[np.float64]
 Measure = Literal["dot", "cosine", "cosine_mean", "relative", "rank"]
-SuspectScore = Literal["self_influence", "mean_loss"]
-Progress = Callable[[int, int], None]
 CELL_BUDGET = 100_000_000
 DEAD_RATIO = 16 * float(np.finfo(np.float32).eps)
 
@@ -115,16 +113,19 @@ class Influence:
 
     def mapped(self, kernel_map: KernelMap | None, *, checkpoint_weights: Array | None = None) -> Self:
         """The same on what a method makes of the kernels."""
-        return type(self)(
-            self.train,
-            self.test,
-            self._kernels,
-            checkpoint_weights=self.checkpoint_weights if checkpoint_weights is None else checkpoint_weights,
-            checkpoint_names=self.checkpoint_names,
-            measure=self.measure,
-            layers=list(self._layers),
-            kernel_map=kernel_map,
-        )
+        weights = self.checkpoint_weights if checkpoint_weights is None else checkpoint_weights
+        return self._but(kernel_map=kernel_map, checkpoint_weights=weights)
+
+    def _but(self, *, test: Examples | None = None, **changed: Any) -> Self:
+        """The same with other tests, or other settings of `__init__`."""
+        settings = {
+            "checkpoint_weights": self.checkpoint_weights,
+            "checkpoint_names": self.checkpoint_names,
+            "measure": self.measure,
+            "layers": list(self._layers),
+            "kernel_map": self._kernel_map,
+        }
+        return type(self)(self.train, self.test if test is None else test, self._kernels, **{**settings, **changed})
 
     # ---- the examples ------------------------------------------------------------------------------------------------------
 
@@ -259,7 +260,7 @@ class Influence:
             ViewError: a width below 1.
         """
         if width is not None and width < 1:
-            raise ViewError(f"A block of {width} test pairs holds nothing; choose a width of at least 1.")
+            raise ViewError(f"A block of {width} test {self.test.noun}s holds nothing; choose a width of at least 1.")
         step = width or max(1, BLOCK_CELLS // max(len(self.train), 1))
         for start in range(0, len(self.test), step):
             place = slice(start, min(start + step, len(self.test)))
@@ -288,12 +289,16 @@ class Influence:
         Raises:
             ViewError: the view does not measure dot, whose values alone add up; or there is not one share per training example.
         """
-        if self.measure != "dot":
-            raise ViewError(f"Values of {self.measure} do not add up; choose the measure dot.")
+        self.require_dot()
         kernel = self.kernels.test_train
         summed = (self._incidence.T @ self._one_each(shares)).reshape(len(kernel), -1)
         towards = np.stack([own @ part for own, part in zip(kernel, summed, strict=True)])
         return np.asarray(np.einsum("cme,cme->m", self.test.coefficients(), towards[:, self.test.ends]))
+
+    def require_dot(self) -> None:
+        """Raises ViewError unless the view measures dot, whose values alone add up."""
+        if self.measure != "dot":
+            raise ViewError(f"Values of {self.measure} do not add up; choose the measure dot.")
 
     def worst_influence(self) -> Array:
         """One number per training example: its lowest measure over the live tests: [N]; below 0 where it harms any of them.
@@ -424,7 +429,7 @@ class Influence:
     def _one_each(self, values: npt.ArrayLike) -> Array:
         given = np.asarray(values, dtype=float)
         if given.shape != (len(self.train),):
-            raise ViewError(f"One value is needed for each of {len(self.train)} training pairs, not {given.shape}.")
+            raise ViewError(f"One value is needed for each of {len(self.train)} training {self.train.noun}s, not {given.shape}.")
         return given
 
     # ---- names --------------------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def harm_levels(view: Selection, min_occurrences: int, pair_mode: PairMode) -> L
 
 def suspect_levels(view: Selection, score: SuspectScore) -> Levels:
     """The levels of the suspect rule (`Selection.suspects`) on one of its scores."""
-    values = view.self_influence() if score == "self_influence" else view.train_losses.mean(axis=0)
+    values = view.suspect_scores(score)
     if view.train.members.shape[1] == 1:
         return Levels(view.train.table, values, values, values, values, above=True)
     kept = first_of_each(view.train_pairs)

@@ -37,7 +37,7 @@ class Representers:
 
     Attributes:
         values: what one copy of each training example adds to each test output, [N, m]; times the multiplicities they add up to it.
-        alpha: [n].
+        alpha: of each position, all copies of all examples on it together: [n].
         train, test: outputs of the refitted model, [n] and [m].
         residual: |r + 2 lambda N alpha| / (|r| + |2 lambda N alpha|): 0 at the minimum, 1 where nothing holds.
         steps: of Newton's method.
@@ -74,8 +74,7 @@ def representer_points(
         ViewError: the loss is not smooth and convex, the ridge is not above 0, the parts do not fit, or the refit did not converge.
     """
     objective.require_smooth()
-    if not 0 < ridge < np.inf:
-        raise ViewError(f"The ridge lambda is {ridge}; choose a finite number above 0: only the ridge ties outputs to examples.")
+    _require_ridge(ridge)
     kernel, to_test = np.asarray(train_train, dtype=np.float64), np.asarray(test_train, dtype=np.float64)
     copies = _copies(multiplicity, objective.examples)
     _require_kernel(kernel, to_test, objective)
@@ -91,7 +90,7 @@ class ClassRepresenters:
     """The last layer of a classifier, refitted: what examples add to its outputs, one output per class.
 
     Attributes:
-        alpha: [n, k].
+        alpha: of one copy of each example, (one-hot(y_i) - p_i) / (2 lambda N): [n, k]; outputs are K_h (multiplicity * alpha).
         own: what each example adds to its own label's output, alpha[i, y_i] K_h[i, i] >= 0: high where it holds that up by itself, [n].
         values: what each adds to the output of each test's label, alpha[i, y_t] K_h[t, i]: [n, m].
         residual: as of `Representers`.
@@ -127,8 +126,7 @@ def class_representers(
     Raises:
         ViewError: the ridge is not above 0, or the refit did not converge.
     """
-    if not 0 < ridge < np.inf:
-        raise ViewError(f"The ridge lambda is {ridge}; choose a finite number above 0: only the ridge ties outputs to examples.")
+    _require_ridge(ridge)
     kernel, to_test = np.asarray(train_train, dtype=np.float64), np.asarray(test_train, dtype=np.float64)
     own, wanted = np.asarray(labels, dtype=np.int64), np.asarray(test_labels, dtype=np.int64)
     copies = _copies(multiplicity, len(own))
@@ -219,6 +217,11 @@ def _copies(multiplicity: npt.ArrayLike | None, examples: int) -> Array:
             f"Multiplicities of shape {copies.shape} were given for {examples} examples; give each one of at least 0, and not all 0."
         )
     return copies
+
+
+def _require_ridge(ridge: float) -> None:
+    if not 0 < ridge < np.inf:
+        raise ViewError(f"The ridge lambda is {ridge}; choose a finite number above 0: only the ridge ties outputs to examples.")
 
 
 def _require_kernel(kernel: Array, to_test: Array, objective: Objective) -> None:

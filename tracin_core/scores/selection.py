@@ -230,9 +230,16 @@ class Selection(Influence):
         Raises:
             ViewError: not exactly one of threshold and quantile, either is no number, or there is no such score.
         """
+        return self.suspects_by(self.suspect_scores(score), threshold, quantile)
+
+    def suspect_scores(self, score: SuspectScore) -> Array:
+        """What the suspect rule goes by, of each training example: [N]; the higher, the more suspect.
+
+        Raises:
+            ViewError: there is no such score.
+        """
         require_known("suspect score", score, get_args(SuspectScore))
-        values = self._own_train if score == "self_influence" else self.train.losses.mean(axis=0)
-        return self.suspects_by(values, threshold, quantile)
+        return self.self_influence() if score == "self_influence" else np.asarray(self.train.losses.mean(axis=0))
 
     def suspects_by(self, values: npt.ArrayLike, threshold: float | None = None, quantile: float | None = None) -> pd.DataFrame:
         """The suspect rule on any score of the training examples, one each; arguments, columns and errors as `suspects`."""

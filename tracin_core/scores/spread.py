@@ -96,7 +96,11 @@ def strata(view: View) -> dict[str, dict[str, npt.NDArray[np.float64]]]:
         total_influence = sum of |I(e, test)| over them
 
     The table of influences is gone through once and never held.
+
+    Raises:
+        ViewError: the view does not measure dot, whose values alone add up.
     """
+    view.require_dot()
     train_sum, train_total = np.zeros((2, len(view.train)))
     test_sum, test_total = np.zeros((2, len(view.test)))
     for place, scores in view.blocks():

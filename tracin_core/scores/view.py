@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +77,7 @@ class View(Selection):
         test = PairExamples(test_pairs, test_samples, kernels.test_outputs, loss, densities, guests, test_quantity)
         return cls(train, test, kernels, **settings)
 
-    def tested_on(self, pairs: pd.DataFrame) -> "View":
+    def tested_on(self, pairs: pd.DataFrame) -> Self:
         """The same with these pairs of its test samples for tests.
 
         Raises:
@@ -85,17 +85,7 @@ class View(Selection):
         """
         if not isinstance(self.test, PairExamples):
             raise ViewError("Only tests that are pairs can be exchanged for other pairs of their samples.")
-        test = replace(self.test, table=pairs, strangers=np.ones(len(pairs), dtype=bool))
-        return View(
-            self.train,
-            test,
-            self._kernels,
-            checkpoint_weights=self.checkpoint_weights,
-            checkpoint_names=self.checkpoint_names,
-            measure=self.measure,
-            layers=list(self._layers),
-            kernel_map=self._kernel_map,
-        )
+        return self._but(test=replace(self.test, table=pairs, strangers=np.ones(len(pairs), dtype=bool)))
 
     @classmethod
     def of_samples(

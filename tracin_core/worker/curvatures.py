@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tracin_core.data.files import read_json, write_json
 from tracin_core.errors import CheckpointError
 from tracin_core.recipe import ClassificationTask, Recipe
+from tracin_core.records.checkpoint_files import CURVATURES
 from tracin_core.records.datasets import load_inputs
 from tracin_core.records.manifest import Chunk
 from tracin_core.records.progress import Progress
@@ -15,8 +16,6 @@ from tracin_core.worker.checkpoints import load_checkpoint
 
 if TYPE_CHECKING:
     from tracin_core.engine.ekfac import Outcome
-
-NOTES = "curvatures"  # folder under checkpoints/: which kept copy is of which weights, samples and way of computing
 
 
 def with_curvatures(
@@ -29,7 +28,7 @@ def with_curvatures(
     outputs: int,
     facts: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """Each checkpoint with `curvature`, the digest of its kept copy, where the recipe divides by it; they as they are where it does not.
+    """Each checkpoint with `curvature`, the digest of its kept copy, where the recipe divides by it; else the checkpoints as they are.
 
     A copy is written whole or not at all, and noted after that: what was killed is computed again.
 
@@ -40,7 +39,8 @@ def with_curvatures(
 
     Raises:
         MachineError: the bases do not fit into memory.
-        CheckpointError: a checkpoint without curvature.
+        CheckpointError: a checkpoint's eigenvalues are all 0.
+        DiskFullError: a copy has no room.
     """
     from tracin_core.engine import ENGINE_VERSION
 
@@ -62,7 +62,7 @@ def with_curvatures(
     store, found = progress.workspace.root / "checkpoints", []
     for done, checkpoint in enumerate(checkpoints):
         definition = {**shared, "weights": str(checkpoint["digest"])}
-        note = store / NOTES / f"{digest_of(definition)}.json"
+        note = store / CURVATURES / f"{digest_of(definition)}.json"
         digest = known_curvature(note)
         if digest is None:
             load_checkpoint(model, progress.workspace, checkpoint)

@@ -11,7 +11,7 @@ from tracin_core.records.interchange import MatchedExclusions, training_exclusio
 from tracin_core.records.progress import Progress
 from tracin_core.records.runs import Run
 from tracin_core.scores.actions import weights_by
-from tracin_core.scores.methods import mean_loss
+from tracin_core.scores.selection import SuspectScore
 from tracin_core.worker.computing import compute_run, use_threads
 
 
@@ -86,7 +86,7 @@ def train_once(
     folder: Path,
     settings: dict[str, Any],
     exclusions: dict[str, Any] | None = None,
-    weighting: dict[str, str] | None = None,
+    weighting: dict[str, Any] | None = None,
 ) -> None:
     """Checkpoints and `training.json` are in the folder; the split is the recipe's stored one, whatever is excluded.
 
@@ -122,13 +122,12 @@ def train_once(
     )
 
 
-def weights_of(run: Run, by: str, excluded: MatchedExclusions) -> dict[str | frozenset[str], float]:
+def weights_of(run: Run, by: SuspectScore, excluded: MatchedExclusions) -> dict[str | frozenset[str], float]:
     """The weight of each of the run's training examples that counts less than in full and is not left out."""
     view = run.view()
-    scores = view.self_influence() if by == "self_influence" else mean_loss(view.train.losses)
     table = view.train_pairs
     names = [frozenset(ends) for ends in table[["id1", "id2"]].to_numpy()] if "id1" in table else table["id"].tolist()
-    found = dict(zip(names, weights_by(scores).tolist(), strict=True))
+    found = dict(zip(names, weights_by(view.suspect_scores(by)).tolist(), strict=True))
     gone = {*excluded.samples, *excluded.pairs}
     return {
         name: weight

@@ -1,9 +1,7 @@
 """Pieces of the threshold page: the rule, its line, the list that follows and what it would cost."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar, cast, get_args
-from weakref import WeakKeyDictionary
+from typing import Any, Final, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,7 +20,6 @@ from tracin_core.scores.levels import Levels, cells_of, fewer_cells, harm_levels
 from tracin_core.scores.selection import SuspectScore
 from tracin_core.scores.view import View
 
-T = TypeVar("T")
 Kind = Literal["harm", "suspect"]
 MODES: Final[tuple[PairMode, ...]] = get_args(PairMode)
 WAYS: Final = ("score", "quantile", "robust_z")
@@ -31,7 +28,6 @@ USUAL: Final = -5.0  # the command line's threshold
 MUCH: Final = 0.25  # of the training pairs; removing more deserves a warning
 WHOLE: Final = 0.1  # a share is told in whole percent from here on, or it is too long for its card
 HALF: Final = 0.5  # of an angle pair
-KEPT: Final = 24  # prepared things of one view
 SUSPECTED: Final = 0.98  # the quantile that a review list begins with
 
 
@@ -72,24 +68,11 @@ class Line:
         return {"rule": "suspect", "score": rule.score, "threshold": self.threshold, "pair_mode": rule.mode, **self.given}
 
 
-_prepared: "WeakKeyDictionary[View, dict[Any, Any]]" = WeakKeyDictionary()
-
-
-def prepared(view: View, what: Any, make: Callable[[], T]) -> T:
-    """What was made of this view under this name, kept as long as the view is; the oldest goes first."""
-    known = _prepared.setdefault(view, {})
-    if what not in known:
-        known[what] = make()
-        while len(known) > KEPT:
-            known.pop(next(iter(known)), None)
-    return cast(T, known[what])
-
-
 def levels_of(view: View, rule: Rule) -> Levels:
     """Where everything stands to the rule's line."""
     if rule.kind == "suspect":
-        return prepared(view, ("suspect", rule.score), lambda: suspect_levels(view, rule.score))
-    return prepared(view, ("harm", rule.occurrences, rule.mode), lambda: harm_levels(view, rule.occurrences, rule.mode))
+        return session.prepared(view, ("suspect", rule.score), lambda: suspect_levels(view, rule.score))
+    return session.prepared(view, ("harm", rule.occurrences, rule.mode), lambda: harm_levels(view, rule.occurrences, rule.mode))
 
 
 # ---- the rule -------------------------------------------------------------------------------------------------------------------
@@ -126,7 +109,7 @@ def has_line(view: View, rule: Rule) -> bool:
         return True
     tests = len(view.test_pairs)
     widgets.nothing_matches(t("threshold.nothing", occurrences=rule.occurrences, tests=tests))
-    best = prepared(view, ("most", rule.mode), lambda: most_occurrences(view, rule.mode, tests))
+    best = session.prepared(view, ("most", rule.mode), lambda: most_occurrences(view, rule.mode, tests))
     if best:
         label = t("threshold.nothing.cure", best=best, tests=tests, occurrences=rule.occurrences)
         st.button(label, key="lower", icon=":material/healing:", on_click=session.choose, args=("m", best))
@@ -148,7 +131,7 @@ def choose_line(view: View, rule: Rule) -> Line:
         else:
             line = relative_line(view, rule, way)
     if way != "score":
-        told = prepared(view, ("population", rule.kind, rule.mode, rule.score), lambda: population_in_words(view, rule))
+        told = session.prepared(view, ("population", rule.kind, rule.mode, rule.score), lambda: population_in_words(view, rule))
         st.markdown(f":small[{t('threshold.stands', value=charts.short(line.threshold))} {told}]")
     return line
 
@@ -196,7 +179,7 @@ def relative_threshold(view: View, rule: Rule, **given: float) -> float:
     """The score at which the rule's line stands."""
     what = ("relative", rule.kind, rule.mode, rule.score, tuple(given.items()))
     if rule.kind == "harm":
-        return prepared(view, what, lambda: view.threshold_at(**given, pair_mode=rule.mode)[0])
+        return session.prepared(view, what, lambda: view.threshold_at(**given, pair_mode=rule.mode)[0])
     values = levels_of(view, rule).counted
     return float(np.quantile(values, given["quantile"])) if "quantile" in given else robust_line(values, given["robust_z"])
 
@@ -214,8 +197,10 @@ def drag(view: View, line: Line) -> None:
     """The histogram with the line in it, and the cells, which follow the mouse; letting go sets the threshold as a score."""
     rule, levels = line.rule, levels_of(view, line.rule)
     suspect = rule.kind == "suspect"
-    bins = prepared(view, ("bins", rule.kind, rule.occurrences, rule.mode, rule.score), lambda: charts.histogram(levels.counted))
-    grid, cells = fewer_cells(*prepared(view, "cells", lambda: cells_of(view)), dragging.MOST_CELLS, "…")
+    bins = session.prepared(
+        view, ("bins", rule.kind, rule.occurrences, rule.mode, rule.score), lambda: charts.histogram(levels.counted)
+    )
+    grid, cells = fewer_cells(*session.prepared(view, "cells", lambda: cells_of(view)), dragging.MOST_CELLS, "…")
     count = dragging.step_count(len(grid))
     steps = (
         dragging.steps_above(bins.axis, line.threshold, count)

@@ -1,5 +1,6 @@
 """What the next training with the list is predicted to do to the tests, and how far such predictions were right on this data set."""
 
+from functools import partial
 from hashlib import sha256
 from typing import Any, Final, Literal, cast
 
@@ -11,7 +12,6 @@ import streamlit as st
 from pages.shared import examples, frame, session, verifying, widgets
 from pages.shared.i18n import t
 from pages.shared.session import plain
-from pages.shared.threshold.exclusion import prepared
 from tracin_core import charts
 from tracin_core.errors import ViewError
 from tracin_core.records.evaluations import Retraining, left_out_before, retrainings, taken_out
@@ -52,9 +52,7 @@ def choose_action(run: Run, view: View, entries: pd.DataFrame) -> tuple[Action, 
     with st.container(horizontal=True, gap="large", vertical_alignment="bottom"):
         action = cast(Action, widgets.choose_code("verify.action", actions_for(run.task, noun), key="action"))
         if action == "down_weight":
-            picker = session.linked("weight", WEIGHT, valid=lambda share: 0 < share < 1)
-            told = t("verify.weight.help")
-            weight = float(st.number_input(t("verify.weight"), 0.01, 0.99, step=0.05, width=150, help=told, **picker))
+            weight = verifying.choose_weight()
     return action, weight
 
 
@@ -69,14 +67,17 @@ def foretold(run: Run, view: View, named: Named, action: Action, weight: float) 
     what = ("preview", action, weight if action == "down_weight" else None, sha256(named.tobytes()).hexdigest())
     try:
         methods = methods_of(run, view)
-        seconds = prepared(view, "preview.seconds", methods.replay.preview_seconds)
-        if seconds > AT_ONCE and what not in asked_for():
+        seconds = session.prepared(view, "preview.seconds", methods.replay.preview_seconds)
+        pressed = (run.id, run.digest, *what)  # another run's list may well have the same rows
+        if seconds > AT_ONCE and pressed not in asked_for():
             st.markdown(t("preview.slow", duration=widgets.duration(seconds)))
             st.button(
-                t("preview.ask"), icon=":material/fast_forward:", key="preview.ask", on_click=asked_for().append, args=(what,)
+                t("preview.ask"), icon=":material/fast_forward:", key="preview.ask", on_click=asked_for().append, args=(pressed,)
             )
             return
-        table = prepared(view, what, lambda: methods.replay.preview(named, action, weight=weight, left_out=before(run, view)))
+        table = session.prepared(
+            view, what, lambda: methods.replay.preview(named, action, weight=weight, left_out=before(run, view))
+        )
     except ViewError as refusal:
         to_first_order(view, named, action, weight, plain(str(refusal)))
         return
@@ -94,14 +95,14 @@ def methods_of(run: Run, view: View, *, validated: bool = False) -> Methods:
     return _methods(session.workspace_path(), run.id, run.digest, validated, run, view)
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)  # not `prepared`: what holds its view there would keep it for ever
+@st.cache_resource(max_entries=8, show_spinner=False)  # not `session.prepared`: what holds its view there would keep it for ever
 def _methods(path: str, run_id: str, digest: str, validated: bool, _run: Run, _view: View) -> Methods:
     return _run.methods_on(_run.validated(_view) if validated else _view)
 
 
 def before(run: Run, view: View) -> npt.NDArray[np.bool_]:
     """What the run's own training left out, as every training that is compared with it does."""
-    return prepared(view, "left_out", lambda: taken_out(run, view.train_pairs, sorted(left_out_before(run))))
+    return session.prepared(view, "left_out", lambda: taken_out(run, view.train_pairs, sorted(left_out_before(run))))
 
 
 def in_words(run: Run, methods: Methods, table: pd.DataFrame) -> None:
@@ -111,8 +112,8 @@ def in_words(run: Run, methods: Methods, table: pd.DataFrame) -> None:
         "loss": f"{table['loss'].mean():.4g}",
         "loss_after": f"{table['loss_after'].mean():.4g}",
         "change": f"{rise.mean():+.2g}",
-        "reached": share(table["reached"].mean(), number),
-        "reached_after": share(table["reached_after"].mean(), number),
+        "reached": widgets.reached(table["reached"].mean(), number=number),
+        "reached_after": widgets.reached(table["reached_after"].mean(), number=number),
         "better": int((rise < 0).sum()),
         "worse": int((rise > 0).sum()),
         "same": int((rise == 0).sum()),
@@ -121,13 +122,8 @@ def in_words(run: Run, methods: Methods, table: pd.DataFrame) -> None:
     st.markdown(t("preview.sentence.number" if number else "preview.sentence", **told))
     epoch = methods.view.checkpoint_names[methods.replay.checkpoint].removeprefix("epoch ")
     last = methods.view.checkpoint_names[-1].removeprefix("epoch ")
-    ended = share(float(methods.replay.trained_reached().mean()), number)
+    ended = widgets.reached(float(methods.replay.trained_reached().mean()), number=number)
     st.markdown(f":small[{t('preview.what', epoch=epoch, last=last, ended=ended)}]")
-
-
-def share(value: float, number: bool) -> str:
-    """An accuracy in percent, or an error in its unit."""
-    return f"{value:.4g}" if number else f"{value:.1%}"
 
 
 def worst(run: Run, view: View, table: pd.DataFrame) -> None:
@@ -138,22 +134,15 @@ def worst(run: Run, view: View, table: pd.DataFrame) -> None:
         st.markdown(t("preview.none_worse"))
         return
     number = run.task == "regression"
+    told = partial(widgets.reached, number=True) if number else widgets.right
     shown = hit.assign(
         loss=[charts.short(value) for value in hit["loss"]],
         rise_of_loss=[f"{value:+.3g}" for value in hit["rise"]],
-        reached=[
-            f"{share(one, number)} → {share(two, number)}" if number else f"{right(one)} → {right(two)}"
-            for one, two in zip(hit["reached"], hit["reached_after"], strict=True)
-        ],
+        reached=[" → ".join(told(value) for value in ends) for ends in zip(hit["reached"], hit["reached_after"], strict=True)],
     )
     names = {name: t(f"preview.column.{name}") for name in ("what", "loss", "rise_of_loss")}
     names["reached"] = t("preview.column.error" if number else "preview.column.right")
     st.dataframe(shown[list(names)], hide_index=True, column_config=names)
-
-
-def right(value: float) -> str:
-    """Whether a test is right, in a word."""
-    return t("preview.right" if value > 0.5 else "preview.wrong" if value < 0.5 else "preview.tied")
 
 
 def test_names(view: View) -> list[str]:
@@ -184,9 +173,7 @@ def to_first_order(view: View, named: Named, action: Action, weight: float, why:
 def trusted(run: Run, view: View) -> None:
     """How well such previews agreed with real trainings of this run's model; or that nobody knows yet."""
     st.markdown(f"**{t('preview.trust')}**")
-    known = of_subsets(run)
-    known = of_lists(run, view) or known
-    if not known:
+    if not any([of_subsets(run), of_lists(run, view)]):
         st.markdown(t("preview.unknown"))
     frame.page_link("verify", t("preview.verify"), icon=":material/science:")
 
@@ -241,10 +228,10 @@ def against(run: Run, view: View, result: Retraining) -> dict[str, Any] | None:
     weight = WEIGHT if result.weight is None else result.weight
     what = ("preview.of", result.number)
     try:
-        if prepared(view, "preview.seconds", methods_of(run, view).replay.preview_seconds) > AT_ONCE:
+        if session.prepared(view, "preview.seconds", methods_of(run, view).replay.preview_seconds) > AT_ONCE:
             return None
         methods = methods_of(run, view, validated=True)
-        rise = prepared(
+        rise = session.prepared(
             view,
             what,
             lambda: methods.replay.preview(named, result.action, weight=weight, left_out=before(run, view))["rise"].mean(),

@@ -11,7 +11,7 @@ import streamlit as st
 
 from pages.shared import session, widgets
 from pages.shared.i18n import t, template
-from pages.shared.threshold.exclusion import TIMES, USUAL, Line, prepared
+from pages.shared.threshold.exclusion import TIMES, USUAL, Line
 from tracin_core import charts
 from tracin_core.scores.levels import harm_levels, surface
 from tracin_core.scores.view import View
@@ -25,7 +25,7 @@ def show(view: View, line: Line) -> None:
     """The surface, in which a click sets both settings, and the same as sentence and table; the fields above set both by key."""
     rule, tests = line.rule, len(view.test_pairs)
     least = list(range(1, min(ROWS, tests) + 1))
-    thresholds, counts = prepared(view, ("surface", rule.mode), lambda: counted(view, line, least))
+    thresholds, counts = session.prepared(view, ("surface", rule.mode), lambda: counted(view, line, least))
 
     def clicked() -> None:
         cell = st.session_state["surface"]["cell"]
@@ -93,7 +93,7 @@ def in_words(view: View, line: Line, thresholds: Thresholds, least: list[int], c
 
 
 def harm_count(view: View, occurrences: int, line: Line) -> int:
-    levels = prepared(view, ("harm", occurrences, line.rule.mode), lambda: harm_levels(view, occurrences, line.rule.mode))
+    levels = session.prepared(view, ("harm", occurrences, line.rule.mode), lambda: harm_levels(view, occurrences, line.rule.mode))
     return int(levels.counts(line.threshold)["entries"].iloc[0])
 
 

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -12,6 +11,7 @@ from tracin_core.data.files import read_json
 from tracin_core.errors import TracInError
 from tracin_core.records.interchange import read_exclusions
 from tracin_core.records.runs import Run
+from tracin_core.records.trainings import own_training, training_record
 from tracin_core.scores.view import View
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def trainings(place: "Workspace", run: Run, known: list[Listed]) -> Trainings:
     by_name = {one.file: one for one in known if not one.problem}
     after, strange = [], []
     for file in sorted((place.root / "trainings").glob("*/training.json")):
-        told = manifest(file)
+        told = training_record(file)
         lines = (told or {}).get("exclusions") or {}
         if told is None or lines.get("file") not in by_name:
             continue
@@ -113,26 +113,6 @@ def trainings(place: "Workspace", run: Run, known: list[Listed]) -> Trainings:
             continue
         after.append(retrained(file.parent.name, before, told))
     return Trainings(True, (int(excluded.get("samples") or 0), int(excluded.get("pairs") or 0)), tuple(after), tuple(strange))
-
-
-def own_training(run: Run) -> dict[str, Any] | None:
-    """What the training beside the run's checkpoints measured; None where it is not there, or is of other checkpoints than the run's."""
-    told = manifest(Path(run.recipe.checkpoints.folder) / "training.json")
-    if told is None or run.checkpoints.empty:
-        return None
-    last, recorded = told["history"][-1], run.checkpoints.iloc[-1]
-    same = last.get("epoch") == int(recorded["epoch"]) and last.get("validation_loss") == recorded.get("validation_loss")
-    return told if same else None
-
-
-def manifest(file: Path) -> dict[str, Any] | None:
-    """A training's record; None where there is none in the form that this product writes."""
-    try:
-        told = read_json(file)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    whole = isinstance(told, dict) and isinstance(told.get("history"), list) and told["history"]
-    return told if whole and isinstance(told.get("settings"), dict) else None
 
 
 def retrained(folder: str, before: dict[str, Any], after: dict[str, Any]) -> Retrained:
