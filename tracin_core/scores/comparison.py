@@ -22,7 +22,7 @@ from tracin_core.scores.actions import WEIGHT, Action, require_weight
 from tracin_core.scores.chance import label_reached, number_error, order_reached
 from tracin_core.scores.curvature import CurvedKernel, Kernel, NoCurvature
 from tracin_core.scores.damping import DELTAS, DampingChoice, best_by_linearised_retraining
-from tracin_core.scores.examples import PairExamples, SampleExamples
+from tracin_core.scores.examples import ALL_OUTPUTS, PairExamples, SampleExamples
 from tracin_core.scores.influence import SummedKernels
 from tracin_core.scores.objectives import Objective, PairObjective, SampleObjective, pair_rows
 from tracin_core.scores.relabel import likeliest_others
@@ -452,7 +452,7 @@ class Methods:
             return SampleObjective(train.loss, train.targets, outputs)
         raise ViewError(
             "The kernel of logit(p_y) follows the output of each sample's own label alone, which is not enough to replay a training; "
-            "compute a run that keeps all outputs."
+            f"{ALL_OUTPUTS}."
         )
 
     def _require_not_inverted(self) -> None:
