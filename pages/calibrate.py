@@ -14,6 +14,6 @@ with frame.page("page.calibrate"):
         session.view(run)  # what is damaged is told before anything long is started
         widgets.recommended(run)
         calibrating.start(run)
-        widgets.running("calibration", run)
+        frame.running("calibration", run)
         calibrating.last_failure(run)
         calibrating.results(run)

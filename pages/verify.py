@@ -15,6 +15,6 @@ with frame.page("page.verify"):
         listed = verifying.choose_list(run)
         if listed is not None:
             verifying.start(run, listed)
-        widgets.running("retraining", run)
+        frame.running("retraining", run)
         verifying.results(run)
         verifying.foretold(run)

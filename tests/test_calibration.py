@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pages import viewer
 
+from pages.shared import calibrating
 from pages.shared.i18n import LANGUAGES, texts
 from tracin_core.data.files import read_json, write_json
 from tracin_core.data.samples import all_pairs, with_labels
@@ -455,6 +456,7 @@ def test_the_page_tells_which_score_to_look_at(
     assert known["calibrate.count"].format(n=3) in texts_of(test)
     (table,) = (frame.value for frame in test.dataframe)
     assert len(table) == len(answer.scores)
+    assert table.columns[:2].tolist() == ["score", "reliable"]  # what a reader needs first is not cut off at the right
     best = answer.summary().iloc[0]
     told = f"{best['average_precision']:.3f} ({best['average_precision_low']:.3f} – {best['average_precision_high']:.3f})"
     assert table["average_precision"].iloc[0] == told
@@ -504,6 +506,46 @@ def test_the_button_asks_and_a_failure_is_told(place: Workspace, runs: dict[str,
         place.queue.wait(job.id)
     assert "not as they were" in look("calibrate", run=run.id).error[0].value.replace("\\", "")
     data.write_bytes(kept)
+
+
+def test_an_estimate_by_a_training_says_what_it_leaves_out(
+    place: Workspace, runs: dict[str, Run], found: dict[str, Calibration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only an earlier calibration tells how long one takes: its kernels and scores are no part of a training."""
+    run, look, known = runs["kind"], viewer(place.root, monkeypatch), texts("en")
+    epochs = [0, int(run.checkpoints["epoch"].iloc[-1])]
+    part = Recipe.from_dict({**run.recipe.to_dict(), "checkpoints": {"folder": run.recipe.checkpoints.folder, "epochs": epochs}})
+    other = place.compute(part)
+    assert isinstance(other, Run)
+    only_trained, calibrated = (known[f"calibrate.{name}"].split("{")[1].split("}")[1] for name in ("at_least", "estimate"))
+    told = run.recipe.checkpoints.folder / "training.json"
+    kept = told.read_bytes()
+    write_json(told, {**read_json(told), "seconds": 1_800.0})
+    try:
+        words = texts_of(look("calibrate", run=other.id, seeds=2))
+    finally:
+        told.write_bytes(kept)
+    assert known["calibrate.at_least"].format(duration="1 h 0 min") in words
+    assert calibrated in texts_of(look("calibrate", run=run.id))
+    assert only_trained not in texts_of(look("calibrate", run=run.id))
+
+
+def test_of_divided_gradients_it_is_said_beforehand_that_plain_ones_are_calibrated(
+    place: Workspace, runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, settings = viewer(place.root, monkeypatch), runs["number"].recipe.to_dict()
+    run = place.compute(Recipe.from_dict({**settings, "engine": {**settings["engine"], "precondition": "ekfac"}}))
+    assert isinstance(run, Run)
+    for one, told in ((run, True), (runs["number"], False)):
+        assert (texts("en")["calibrate.plain"] in [info.value for info in look("calibrate", run=one.id).info]) == told
+
+
+def test_that_nothing_is_reliable_says_more_where_two_seeds_could_not_tell() -> None:
+    poor = [(0.62, 0.5), (0.58, 0.1), (0.61, 0.3)]
+    for seeds, few in ((2, True), (3, False)):
+        answer = finished({"self_influence": poor[:seeds], "random": CHANCE[:seeds]})
+        assert answer.recommendation().score is None
+        assert (texts("en")["calibrate.verdict.few"] in calibrating.sentence(answer)) == few
 
 
 def test_what_is_downloaded_holds_the_truth(found: dict[str, Calibration]) -> None:

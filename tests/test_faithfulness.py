@@ -12,7 +12,7 @@ from test_calibration import SETTINGS, place, runs
 from test_pages import viewer
 
 from pages.shared.i18n import LANGUAGES, texts
-from tracin_core.data.files import read_json
+from tracin_core.data.files import read_json, write_json
 from tracin_core.data.readers import reader_for
 from tracin_core.engine.training import train
 from tracin_core.errors import InputError
@@ -229,6 +229,13 @@ def test_the_page_says_what_came_of_it_or_asks(
     assert not test.exception
     shown = next(table.value for table in test.dataframe if "lds" in table.value)
     assert shown["lds"].tolist() == found["number"].methods["lds"].tolist()
+    assert all(text == "–" or float(text) > 0 for text in shown["delta"])  # nobody reads "None"
+    stale, file = texts(language)["verify.stale"], place.root / FOLDER / found["number"].number / "result.json"
+    assert stale not in texts_of(test)
+    whole = file.read_bytes()
+    write_json(file, {**read_json(file), "digest": "0" * 64})
+    assert stale in texts_of(look("verify", lang=language, run=runs["number"].id))
+    file.write_bytes(whole)
     kept = (place.root / FOLDER / found["number"].number / "result.json").rename(place.root / "kept.json")
     try:
         asked = look("verify", lang=language, run=runs["number"].id)
@@ -247,6 +254,8 @@ def test_the_button_asks_what_the_fields_say(
     assert not pressed.exception
     job = next(one for one in place.jobs(limit=10) if one.kind == "faithfulness")
     assert place.queue.wait(job.id).state == "done"
+    steps = [line.split()[2] for line in place.job_log(job.id)]
+    assert [step for step in steps if step in ("subsets:", "judging:")] == ["subsets:", "judging:"]
     assert job.request["evaluation"] == asked["number"]
     alone = look("verify", run=run.id, drawn="single", unit="pair", subsets="7", times="1").button(key="start_lds").click().run()
     assert not alone.exception

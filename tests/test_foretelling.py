@@ -202,7 +202,7 @@ def test_an_older_result_is_said_to_be_silent(look: Callable[..., AppTest], stud
     ):
         write_json(file, older)
         words = texts_of(look())
-        assert said("en", "preview.lists.silent", n=1) in words
+        assert said("en", "preview.lists.unsaid", n=1) in words
         assert said("en", "preview.unknown") not in words
 
 
@@ -210,8 +210,20 @@ def test_what_was_retrained_of_other_scores_is_not_compared(look: Callable[..., 
     file = studio.place.root / "evaluations" / retrained / "result.json"
     write_json(file, {**read_json(file), "digest": "0" * 64})
     test = look()
-    assert said("en", "preview.lists.silent", n=1) in texts_of(test)
+    assert said("en", "preview.lists.changed", n=1) in texts_of(test)
     assert not any("measured" in frame.value for frame in test.dataframe)
+
+
+def test_lists_whose_previews_are_slow_are_compared_when_asked_for(
+    look: Callable[..., AppTest], studio: Studio, retrained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foretelling, "AT_ONCE", 0.0)
+    test = look()
+    assert said("en", "preview.lists.slow", n=1) in texts_of(test)
+    assert not any("measured" in frame.value for frame in test.dataframe)
+    test.button(key="lists.ask").click().run()
+    assert any("measured" in frame.value for frame in test.dataframe)
+    assert said("en", "preview.lists.slow", n=1) not in texts_of(test)
 
 
 def test_foretold_of_fewer_tests_is_still_of_all_that_a_training_is_measured_on(

@@ -1,5 +1,6 @@
 """A list put to the test by retraining: arms, common seeds, equal epochs and steps, and what may be said of it."""
 
+import json
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import texts_of
+from streamlit.testing.v1 import AppTest
 from test_pages import viewer
 
 from pages.shared.i18n import LANGUAGES, texts
@@ -304,7 +306,9 @@ def test_the_page_starts_it_and_says_what_came_of_it(
     chosen = run.view().exclusions(**RULE)
     known = texts(language)
     if place.exported_exclusions(run).empty:
-        assert known["verify.no_list"] in [info.value for info in look("verify", lang=language, run=run.id).info]
+        empty = look("verify", lang=language, run=run.id)
+        assert known["verify.no_list"] in [info.value for info in empty.info]
+        assert known["verify.to_threshold"] in links_of(empty)
         place.export_exclusions(run, chosen, RULE, who="Mei", why="worst")
     test = look("verify", lang=language, run=run.id, seeds=2, draws=2)
     assert not (test.exception)
@@ -315,7 +319,9 @@ def test_the_page_starts_it_and_says_what_came_of_it(
     (job, *_) = (job for job in place.jobs() if job.kind == "retraining")
     place.queue.wait(job.id)
     title = known["job.title.list"].format(name=run.name, n=len(chosen), action=known["verify.action.exclude"])
-    assert f"**{plain(title)}**" in texts_of(look("compute", lang=language, run=run.id))
+    jobs = look("compute", lang=language, run=run.id)
+    assert f"**{plain(title)}**" in texts_of(jobs)
+    assert known["job.result"] in links_of(jobs)
     (found,) = retrainings(place, run)  # the page asks what was asked before: the same evaluation
     test = look("verify", lang=language, run=run.id)
     assert not (test.exception)
@@ -325,6 +331,29 @@ def test_the_page_starts_it_and_says_what_came_of_it(
     effect = found.effect("list", "random", "epochs").difference
     assert f"{100 * effect.mean:+.2f}" in shown[0].value
     assert len(test.dataframe[0].value) == len(found.effects())
+    assert known["verify.column.difference.accuracy"] in json.loads(test.dataframe[0].proto.columns)["difference"]["label"]
+
+
+def test_what_is_under_way_and_what_waits_are_told_apart(run: Run, place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where both can be ended."""
+    look, chosen, known = viewer(place.root, monkeypatch), run.view().exclusions(**RULE), texts("en")
+    lab.stop_worker(place)
+    with place.queue.worker_lock().acquire(timeout=30):  # nobody else takes the jobs
+        for draws in (4, 5):
+            start_retraining(place, run, chosen, rule=RULE, seeds=2, draws=draws)
+        place.queue.claim("this test")
+        test = look("verify", run=run.id)
+        for job in place.jobs():
+            if job.is_live:
+                place.cancel(job.id)
+    for state in ("job.running", "job.in_line"):
+        assert sum(info.value.startswith(known[state].split("{")[0]) for info in test.info) == 1
+    assert known["job.all"] in links_of(test)
+
+
+def links_of(test: AppTest) -> list[str]:
+    """What the links to other pages say."""
+    return [link.proto.label for link in test.get("page_link")]
 
 
 def test_a_run_without_a_test_side_says_so(run: Run, place: Workspace) -> None:

@@ -81,6 +81,8 @@ def test_thirds_say_what_the_model_reaches(studio: Studio, look: Callable[..., A
     table = next(frame.value for frame in page.dataframe if "third" in frame.value)
     assert table["reached"].iloc[-1] == f"{np.mean(np.array(right)[top]):.1%}"
     assert table["n"].iloc[-1] == top.sum()
+    low, high = share_interval(np.array(right)[top])
+    assert table["interval"].iloc[-1] == f"{low:.1%} – {high:.1%}"
 
 
 @given(right=st.integers(0, 40), wrong=st.integers(0, 40))

@@ -20,6 +20,7 @@ LOOKED: Final = tuple(np.linspace(0.05, 1.0, 20).round(2).tolist())
 SHARES: Final = {"10": 0.1, "5": 0.05}  # per cent
 INTERVALS: Final = ("average_precision", "auroc", "recovery_10", "recovery_20", "recovery_30", "above_random")
 PLAIN: Final = ("ties", "zeros")
+FEWEST: Final = 2  # seeds, whose intervals are the mean ± 9 deviations: hardly a score passes
 
 
 # ---- what is asked ----------------------------------------------------------------------------------------------------------------
@@ -32,24 +33,24 @@ def start(run: Run) -> None:
         noise = widgets.choose_code(f"calibrate.noise.{run.task}", offered, key="noise")
         share = SHARES[widgets.choose_code("calibrate.share", tuple(SHARES), key="planted")]
         told = t("calibrate.seeds.help")
-        seeds = int(st.number_input(t("calibrate.seeds"), 2, 20, width=150, help=told, **verifying.number("seeds", SEEDS, 2, 20)))
-    seconds = seconds_of_a_seed(run)
-    st.markdown(
-        t("calibrate.count", n=seeds)
-        + " "
-        + (t("verify.unknown") if seconds is None else t("calibrate.estimate", duration=widgets.duration(seeds * seconds)))
-    )
+        seeds = int(
+            st.number_input(t("calibrate.seeds"), FEWEST, 20, width=150, help=told, **verifying.number("seeds", SEEDS, FEWEST, 20))
+        )
+    st.markdown(f"{t('calibrate.count', n=seeds)} {estimate(run, seeds)}")
+    if run.precondition != "none":
+        st.info(t("calibrate.plain"), icon=":material/info:")
     if st.button(t("calibrate.start"), type="primary", icon=":material/straighten:", key="start_calibration"):
         start_calibration(session.workspace(), run, noise=next(one for one in NOISES if one == noise), share=share, seeds=seeds)
         st.rerun()
 
 
-def seconds_of_a_seed(run: Run) -> float | None:
-    """How long a seed of an earlier calibration of the run took, else one training of it; None: nobody knows."""
+def estimate(run: Run, seeds: int) -> str:
+    """How long so many seeds take, by an earlier calibration; else how long their trainings take, which are only a part of it."""
     for job in session.workspace().jobs(limit=200):
         if job.kind == "calibration" and job.request.get("run") == run.id and (seconds := verifying.took(job)) is not None:
-            return seconds / len(job.request["seeds"])
-    return verifying.seconds_of_one(run)
+            return t("calibrate.estimate", duration=widgets.duration(seeds * seconds / len(job.request["seeds"])))
+    one = verifying.seconds_of_one(run)
+    return t("verify.unknown") if one is None else t("calibrate.at_least", duration=widgets.duration(seeds * one))
 
 
 def last_failure(run: Run) -> None:
@@ -145,7 +146,8 @@ def sentence(result: Calibration) -> str:
     """What to look at on this data, or that nothing here is reliable."""
     found = result.recommendation()
     if found.score is None:
-        return t("calibrate.verdict.nothing", n=found.judged)
+        few = f" {t('calibrate.verdict.few')}" if len(result.seeds) == FEWEST else ""
+        return t("calibrate.verdict.nothing", n=found.judged) + few
     precision, first = (result.figure(found.score, name) for name in ("average_precision", "recovery_10"))
     told = t(
         "calibrate.verdict.score",
@@ -173,16 +175,16 @@ def learnt(result: Calibration) -> str:
 def table(summary: pd.DataFrame) -> pd.DataFrame:
     """The summary as people read it: means with their intervals."""
     shown = {"score": [widgets.score_label(score) for score in summary["score"]]}
+    shown["reliable"] = [t(f"calibrate.reliable.{'yes' if reliable else 'no'}") for reliable in summary["reliable"]]
     for name in INTERVALS:
         ends = zip(summary[name], summary[f"{name}_low"], summary[f"{name}_high"], strict=True)
         shown[name] = [f"{mean:.3f} ({low:.3f} – {high:.3f})" for mean, low, high in ends]
     for name in PLAIN:
         shown[name] = [f"{value:.0%}" for value in summary[name]]
-    shown["reliable"] = [t(f"calibrate.reliable.{'yes' if reliable else 'no'}") for reliable in summary["reliable"]]
     return pd.DataFrame(shown)
 
 
 def columns() -> dict[str, object]:
     """Names of the table's columns, with what they mean."""
-    named = ("score", *INTERVALS, *PLAIN, "reliable")
+    named = ("score", "reliable", *INTERVALS, *PLAIN)
     return {name: st.column_config.Column(t(f"calibrate.column.{name}"), help=t(f"calibrate.column.{name}.help")) for name in named}

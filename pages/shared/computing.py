@@ -1,7 +1,6 @@
 """Pieces of the compute page: what the checkpoint files are, the start, and the jobs."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from tracin_core.recipe import MODEL_FORMS, Recipe
 from tracin_core.records.jobs import Job
 
 SHOWN_JOBS: Final = 8
+RESULTS: Final = {"calibration": "calibrate", "retraining": "verify", "faithfulness": "verify"}  # where a job's result is shown
 OF_ADAM: Final = ("adam", "adam_full")
 RECIPE: Final = "analysis.toml"  # beside the checkpoints of this product's own training
 FILE_COLUMNS: Final = (
@@ -204,7 +204,7 @@ def one_job(job: Job) -> None:
     widgets.progress(job)
     told = [
         t(f"job.kind.{job.kind}"),
-        f"{datetime.fromtimestamp(job.created):%Y-%m-%d %H:%M}",
+        f"{pd.Timestamp(job.created, unit='s'):%Y-%m-%d %H:%M} UTC",
         *([plain(job.who)] if job.who else []),
     ]
     st.markdown(f":small[{' · '.join(told)}]")
@@ -222,6 +222,7 @@ def one_job(job: Job) -> None:
             st.rerun(scope="app")
         run_id = (job.result or {}).get("run_id")
         if job.state == "done" and run_id:
-            frame.page_link("overview", t("job.open"), icon=":material/arrow_forward:", run=run_id)
+            told = t("job.result" if job.kind in RESULTS else "job.open")
+            frame.page_link(RESULTS.get(job.kind, "overview"), told, icon=":material/arrow_forward:", run=run_id)
     with st.expander(t("job.log")):
         st.code("\n".join(place.job_log(job.id)) or t("job.log.empty"), language=None, height=200)

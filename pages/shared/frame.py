@@ -197,20 +197,30 @@ def run_label(runs: pd.DataFrame, run_id: str) -> str:
 
 
 def job_pill() -> None:
-    """What is being computed, while something is; the page is drawn anew once it ends."""
+    """What is being computed, while something is; the page is drawn anew once it begins or ends."""
     live = session.live_jobs()
     if live:
-        st.fragment(_job_pill, run_every=1.0)([job.id for job in live])
+        st.fragment(_job_pill, run_every=1.0)([(job.id, job.state) for job in live])
 
 
-def _job_pill(shown: list[str]) -> None:
+def _job_pill(shown: list[tuple[str, str]]) -> None:
     live = session.live_jobs()
-    if [job.id for job in live] != shown:
+    if [(job.id, job.state) for job in live] != shown:
         st.rerun()
     with st.container(border=True):
         widgets.progress(live[-1])
         if len(live) > 1:
             st.markdown(f":small[{t('job.waiting', n=len(live) - 1)}]")
+
+
+def running(kind: str, run: Run) -> None:
+    """Says so where jobs of this kind are under way for the run, or wait, and where they are ended. None is asked for twice."""
+    live = [job for job in session.live_jobs() if job.kind == kind and job.request.get("run") == run.id]
+    for job in live:
+        told = "job.in_line" if job.state == "queued" else "job.running"
+        st.info(t(told, title=plain(widgets.job_title(job))), icon=":material/hourglass_top:")
+    if live:
+        page_link("compute", t("job.all"), icon=":material/arrow_forward:")
 
 
 def nothing_yet() -> None:

@@ -100,8 +100,8 @@ def reached_in_thirds(run: Run, view: View, score: str, values: charts.Array, pa
 
 
 def intervals(found: pd.DataFrame) -> list[str]:
-    """The intervals of shares, in percent."""
-    return [f"{100 * low:.1f} – {100 * high:.1f}" for low, high in zip(found["below"], found["above"], strict=True)]
+    """The intervals of shares."""
+    return [f"{low:.1%} – {high:.1%}" for low, high in zip(found["below"], found["above"], strict=True)]
 
 
 def strata(run: Run, view: View) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, cast
 import pandas as pd
 import streamlit as st
 
-from pages.shared import session, widgets
+from pages.shared import frame, session, widgets
 from pages.shared.i18n import t
 from pages.shared.session import plain
 from tracin_core import charts
@@ -44,6 +44,7 @@ def choose_list(run: Run) -> pd.Series | None:
     written = session.workspace().exported_exclusions(run)
     if written.empty:
         widgets.nothing_matches(t("verify.no_list"))
+        frame.page_link("threshold", t("verify.to_threshold"), icon=":material/tune:")
         return None
     names = {str(row["text"].name): row for _, row in written.iterrows()}
     labels = {name: list_label(row) for name, row in names.items()}
@@ -154,6 +155,8 @@ def one_result(run: Run, result: Retraining) -> None:
     named = {
         name: t(f"verify.column.{name}") for name in ("lasting", "arm", "against", "difference", "low", "high", "wins", "losses")
     }
+    if percent:
+        named["difference"] = t("verify.column.difference.accuracy")
     named["p"] = st.column_config.NumberColumn(t("verify.column.p"), format="%.3f", help=t("verify.column.p.help"))
     st.dataframe(table, hide_index=True, column_config=named)
     if result.assumed:
@@ -180,7 +183,7 @@ def foretold(run: Run) -> None:
         st.markdown(t("foretold.none"))
     with st.expander(t("foretold.ask"), icon=":material/science:", expanded=not found):
         ask_foretold(run)
-    widgets.running("faithfulness", run)
+    frame.running("faithfulness", run)
     if not found:
         return
     st.markdown(f":small[{t('foretold.preview')}]")
@@ -188,7 +191,7 @@ def foretold(run: Run) -> None:
         newest = next((one for one in found if one.drawn == drawn), None)
         if newest is not None:
             st.markdown(f"**{t(f'foretold.{drawn}')}**")
-            one_foretold(newest)
+            one_foretold(run, newest)
 
 
 def ask_foretold(run: Run) -> None:
@@ -216,11 +219,14 @@ def cost(run: Run, trainings: int) -> str:
     return f"{t('verify.count', n=trainings)} {told}"
 
 
-def one_foretold(newest: Faithfulness) -> None:
+def one_foretold(run: Run, newest: Faithfulness) -> None:
     """One evaluation: what was measured, each method's score, what limits it, and each test."""
+    if newest.digest != run.digest:
+        st.warning(t("verify.stale"), icon=":material/history:")
     drawn = t(f"foretold.drawn.{newest.drawn}", share=f"{newest.share:.0%}", unit=t(f"foretold.{newest.unit}"))
     measure = t(f"foretold.measure.{newest.drawn}")
-    st.markdown(t("foretold.what", subsets=newest.reported_on, repeats=newest.repeats, drawn=drawn, measure=measure))
+    of = t("foretold.of_all", n=newest.subsets) if newest.reported_on < newest.subsets else ""
+    st.markdown(t("foretold.what", subsets=newest.reported_on, of=of, repeats=newest.repeats, drawn=drawn, measure=measure))
     if newest.methods.empty:
         st.markdown(t("foretold.nobody"))
         return
@@ -228,6 +234,7 @@ def one_foretold(newest: Faithfulness) -> None:
     columns: dict[str, Any] = {"method": t("foretold.method")}
     columns |= {name: st.column_config.NumberColumn(t(f"foretold.{name}"), format="%.3f") for name in ("lds", "low", "high")}
     columns |= {"tests": t("foretold.tests"), "delta": t("foretold.delta")}
+    table["delta"] = ["–" if pd.isna(delta) else f"{delta:g}" for delta in table["delta"]]  # most methods have none to choose
     st.dataframe(table[list(columns)], hide_index=True, column_config=columns)
     if newest.ceiling is not None:
         st.markdown(f":small[{t('foretold.ceiling', value=f'{newest.ceiling:.3f}')}]")
@@ -235,7 +242,8 @@ def one_foretold(newest: Faithfulness) -> None:
         st.markdown(f":small[{t(f'compare.method.{name}')}: {plain(why)}]")
     per_test = newest.per_test.rename(columns={name: t(f"compare.method.{name}") for name in newest.methods["method"]})
     with st.expander(t("foretold.each")):
-        st.dataframe(per_test, hide_index=True, column_config={"test": t("foretold.test")})
+        two = {name: st.column_config.NumberColumn(format="%.2f") for name in per_test if name != "test"}
+        st.dataframe(per_test, hide_index=True, column_config={"test": t("foretold.test"), **two})
 
 
 def sentence(result: Retraining, lasting: str) -> str:

@@ -99,13 +99,6 @@ def job_title(job: Job) -> str:
     return t("job.title.digits") if asked.get("digits") else job.title
 
 
-def running(kind: str, run: Run) -> None:
-    """Says so where a job of this kind is under way for the run: the page need not ask for it again."""
-    for job in session.live_jobs():
-        if job.kind == kind and job.request.get("run") == run.id:
-            st.info(t("job.running", title=plain(job_title(job))), icon=":material/hourglass_top:")
-
-
 def reached(value: float, *, number: bool) -> str:
     """What a model reaches: a share of tests or examples in percent, or an error of numbers in its unit."""
     return f"{value:.4g}" if number else f"{value:.1%}"
@@ -121,7 +114,12 @@ def duration(seconds: float) -> str:
     whole = max(round(seconds), 1)
     if whole < 60:
         return t("duration.seconds", n=whole)
-    return t("duration.minutes", minutes=whole // 60, seconds=whole % 60)
+    if whole < 5 * 60:
+        return t("duration.minutes", minutes=whole // 60, seconds=whole % 60)
+    minutes = round(whole / 60)
+    return (
+        t("duration.whole_minutes", n=minutes) if minutes < 60 else t("duration.hours", hours=minutes // 60, minutes=minutes % 60)
+    )
 
 
 # ---- a run in figures and words -------------------------------------------------------------------------------------------------

@@ -167,7 +167,9 @@ def train(
     ghm_bins: BinsOption = None,
     ghm_alpha: AlphaOption = None,
     epochs: Annotated[int | None, typer.Option(help="Default: 20.", min=1, show_default=False)] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Default: 0.01.", min=0, callback=finite, show_default=False)] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Default: 0.01 (0.02).", min=0, callback=finite, show_default=False)
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Pairs (or samples) in one step; default: 256 (32).", min=1, show_default=False)
     ] = None,

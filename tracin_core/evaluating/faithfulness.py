@@ -50,6 +50,7 @@ def faithfulness(progress: Progress) -> dict[str, Any]:
     kept = what_stays(methods, request, names, seed)
     measured = outcomes(progress, run, samples, inputs, folder / request["trainings"], names, kept, methods)
     examples = kept_examples(methods, request["unit"], names, kept, before)
+    progress.step("judging", 1)
     told = judged(methods, examples, measured, seed)
     plain = ("digest", "unit", "drawn", "share", "repeats", "simulated", "assumed", "trainings")
     about = {name: request[name] for name in plain}
@@ -125,7 +126,7 @@ def outcomes(
     request = progress.job.request
     rows = pd.Index(samples["id"]).get_indexer(methods.view.test_samples["id"])
     total = request["repeats"] * len(kept)
-    progress.step("retraining", total)
+    progress.step("subsets", total)
     found = np.empty((request["repeats"], len(kept), len(methods.view.test_pairs)))
     for done, (repeat, subset) in enumerate(np.ndindex(request["repeats"], len(kept))):
         place = folder / f"{subset:03d}-{repeat + 1}"

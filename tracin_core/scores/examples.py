@@ -32,6 +32,7 @@ Rows = slice | npt.NDArray[np.int64]
 TestQuantity = Literal["loss", "score_difference"]
 ALL: Final = slice(None)
 NUMBERS: Final = "targets are numbers, not labels"
+ALL_OUTPUTS: Final = 'compute a run that keeps all outputs ("Keep" on the page Compute; in a recipe [task] kernel = "outputs")'
 NO_FEATURES: Final = (
     "with several outputs they need the features of the last layer, which no kernel keeps apart; ask for a calibration"
 )
@@ -233,7 +234,7 @@ class SampleExamples(Examples):
         if self.cotangent == "label_logit" and not self.loss.is_of_label_probability:
             raise ViewError(
                 f"This run keeps the kernel of logit(p_y), which fixes each sample's label; the loss {self.loss.name} depends on more "
-                f"than p_y. Choose cross_entropy, focal or generalized_cross_entropy, or compute a run that keeps all outputs."
+                f"than p_y. Choose cross_entropy, focal or generalized_cross_entropy, or {ALL_OUTPUTS}."
             )
         if self.quantity == "score_difference" and not self.loss.is_of_label:
             raise ViewError(f"A score difference needs labels, but {self.loss.name} meets numbers; choose the test quantity loss.")
@@ -308,7 +309,7 @@ class SampleExamples(Examples):
         if self.cotangent == "score":
             return {"relabel": NUMBERS, "score_difference": NUMBERS, "trak": "a number has no margin"}
         kept = "the kernel is of logit(p_y), which fixes each sample's label"
-        cure = "compute a run that keeps all outputs"
+        cure = ALL_OUTPUTS
         return {
             "loss": f"{kept}, so only losses of p_y are scalings of it (cross_entropy, focal, generalized_cross_entropy); {cure}",
             "relabel": f"{kept}; {cure}",

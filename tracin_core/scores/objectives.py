@@ -25,7 +25,7 @@ from tracin_core.scores.curvature import (
     sample_second_derivative,
     softmax_curvature,
 )
-from tracin_core.scores.examples import Examples, PairExamples, SampleExamples
+from tracin_core.scores.examples import ALL_OUTPUTS, Examples, PairExamples, SampleExamples
 from tracin_core.scores.losses import PairLoss, pair_derivative, pair_loss
 from tracin_core.scores.sample_losses import SampleLoss, sample_derivative, sample_loss
 
@@ -277,7 +277,7 @@ def objective_of(train: Examples, checkpoint: int) -> Objective:
         return SampleObjective(train.loss, train.targets, outputs)
     raise ViewError(
         "The kernel of logit(p_y) follows the output of each sample's own label alone, which is not enough to replay a training; "
-        "compute a run that keeps all outputs."
+        f"{ALL_OUTPUTS}."
     )
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from tracin_core.errors import ViewError
 from tracin_core.recipe import Cotangent
-from tracin_core.scores.examples import Examples, PairExamples, Rows, SampleExamples, TestQuantity, density_tables
+from tracin_core.scores.examples import ALL_OUTPUTS, Examples, PairExamples, Rows, SampleExamples, TestQuantity, density_tables
 from tracin_core.scores.exclusions import BLOCK_CELLS
 from tracin_core.scores.influence import Array, Kernels, percentiles, require_known
 from tracin_core.scores.losses import PairLoss
@@ -366,7 +366,7 @@ class View(Selection):
             raise ViewError(
                 f"This run cannot relabel under {known.described}: "
                 + (
-                    "its kernel is of logit(p_y), which fixes each label; compute a run that keeps all outputs."
+                    f"its kernel is of logit(p_y), which fixes each label; {ALL_OUTPUTS}."
                     if known.loss.is_of_label
                     else "it meets numbers, not labels."
                 )

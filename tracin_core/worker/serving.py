@@ -108,7 +108,7 @@ HANDLERS: Final[dict[str, tuple[Callable[[Progress], dict[str, Any]], dict[str, 
     "inspection": (inspect, {"checkpoints": 1}),
     "training": (training, {"samples": 1, "previews": 1, "training": 20}),
     "retraining": (partial(measured, retrain), {"samples": 1, "previews": 1, "retraining": 60}),
-    "faithfulness": (partial(measured, faithfulness), {"samples": 1, "previews": 1, "retraining": 60}),
+    "faithfulness": (partial(measured, faithfulness), {"samples": 1, "previews": 1, "subsets": 60, "judging": 20}),
     "calibration": (partial(measured, calibrate), {"samples": 1, "previews": 1, "calibrating": 60}),
     "demo": (demo, {"recordings": 2, "samples": 1, "previews": 1, "training": 20, "checkpoints": 2, "health": 1, "kernels": 4}),
 }

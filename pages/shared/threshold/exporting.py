@@ -8,7 +8,7 @@ from typing import Any, Final
 import pandas as pd
 import streamlit as st
 
-from pages.shared import access, session, widgets
+from pages.shared import access, frame, session, widgets
 from pages.shared.i18n import t
 from pages.shared.session import plain
 from pages.shared.threshold.exclusion import Line
@@ -50,6 +50,7 @@ def export(run: Run, view: View, line: Line, final: Overruled, verdicts: pd.Data
         st.warning(t("export.other", written=len(kept), shown=len(entries)), icon=":material/difference:")
     downloads(Path(newest["text"]), Path(newest["provenance"]))
     marked(Path(newest["text"]))
+    frame.page_link("verify", t("export.verify"), icon=":material/science:", list=Path(newest["text"]).name)
     st.markdown(t("export.command"))
     st.code(training_command(run, Path(newest["text"])), language=None, wrap_lines=True)
     if len(written) > 1:

@@ -1,5 +1,6 @@
 """What the next training with the list is predicted to do to the tests, and how far such predictions were right on this data set."""
 
+from contextlib import nullcontext
 from functools import partial
 from hashlib import sha256
 from typing import Any, Final, Literal, cast
@@ -25,6 +26,7 @@ AT_ONCE: Final = 0.5  # seconds that a preview may take unasked, each time the l
 WORST: Final = 5  # tests in the table
 NEWEST: Final = 10  # retrained lists that the preview is held against
 METHOD: Final = "linearised_retraining"
+LISTS: Final = "lists"  # asked for: the slow previews of the lists that were retrained
 
 Named = npt.NDArray[np.int64]
 
@@ -75,9 +77,10 @@ def foretold(run: Run, view: View, named: Named, action: Action, weight: float) 
                 t("preview.ask"), icon=":material/fast_forward:", key="preview.ask", on_click=asked_for().append, args=(pressed,)
             )
             return
-        table = session.prepared(
-            view, what, lambda: methods.replay.preview(named, action, weight=weight, left_out=before(run, view))
-        )
+        with st.spinner(t("preview.making")) if seconds > AT_ONCE else nullcontext():
+            table = session.prepared(
+                view, what, lambda: methods.replay.preview(named, action, weight=weight, left_out=before(run, view))
+            )
     except ViewError as refusal:
         to_first_order(view, named, action, weight, plain(str(refusal)))
         return
@@ -199,11 +202,9 @@ def of_subsets(run: Run) -> bool:
 def of_lists(run: Run, view: View) -> bool:
     """Foretold against measured, for each list of this run that was really retrained; whether there is one."""
     done = retrainings(session.workspace(), run)[:NEWEST]
-    rows, silent = [], 0
-    for result in done:
-        row = against(run, view, result)
-        rows += [] if row is None else [row]
-        silent += row is None
+    with st.spinner(t("preview.making")) if LISTS in asked_for() else nullcontext():
+        compared = [against(run, view, result) for result in done]
+    rows = [row for row in compared if not isinstance(row, str)]
     if rows:
         agree = sum(row["agree"] for row in rows)
         st.markdown(t("preview.lists", agree=agree, n=len(rows)))
@@ -211,25 +212,35 @@ def of_lists(run: Run, view: View) -> bool:
         names = {name: t(f"preview.column.{name}") for name in ("foretold", "measured", "agree", "list")}
         st.dataframe(table[list(names)], hide_index=True, column_config=names)
         st.markdown(f":small[{t('preview.lists.what', most=NEWEST)}]")
-    if silent:
-        st.markdown(f":small[{t('preview.lists.silent', n=silent)}]")
+    silent = [why for why in compared if isinstance(why, str)]
+    for why in sorted(set(silent)):
+        st.markdown(f":small[{t(f'preview.lists.{why}', n=silent.count(why))}]")
+    if "slow" in silent:
+        st.button(
+            t("preview.lists.ask"), icon=":material/fast_forward:", key="lists.ask", on_click=asked_for().append, args=(LISTS,)
+        )
     return bool(done)
 
 
-def against(run: Run, view: View, result: Retraining) -> dict[str, Any] | None:
-    """The change of the mean loss that is foretold for a retrained list, and the one measured, over the whole validation side; None where
-    one of them is not known.
+def against(run: Run, view: View, result: Retraining) -> dict[str, Any] | str:
+    """The change of the mean loss that is foretold for a retrained list, and the one measured, over the whole validation side; or why they
+    cannot be compared.
     """
     moved = result.moved("validation_loss")
-    if moved is None or result.lines is None or result.digest != run.digest:
-        return None
+    if result.digest != run.digest:
+        return "changed"
+    if moved is None or result.lines is None:
+        return "unsaid"
     table = view.train_pairs if result.noun == "pair" else view.train_samples
     named = view.named(table[table["id"].isin(result.lines)])
     weight = WEIGHT if result.weight is None else result.weight
     what = ("preview.of", result.number)
     try:
-        if session.prepared(view, "preview.seconds", methods_of(run, view).replay.preview_seconds) > AT_ONCE:
-            return None
+        if (
+            session.prepared(view, "preview.seconds", methods_of(run, view).replay.preview_seconds) > AT_ONCE
+            and LISTS not in asked_for()
+        ):
+            return "slow"
         methods = methods_of(run, view, validated=True)
         rise = session.prepared(
             view,
@@ -237,7 +248,7 @@ def against(run: Run, view: View, result: Retraining) -> dict[str, Any] | None:
             lambda: methods.replay.preview(named, result.action, weight=weight, left_out=before(run, view))["rise"].mean(),
         )
     except ViewError:
-        return None
+        return "refused"
     found = moved.difference
     return {
         "list": verifying.done_in_words(result),
