@@ -118,7 +118,7 @@ KINDS = {
     "contributions": lambda: charts.contributions_figure([1.0, -2.0], ["a", "b"], x="x", y="y"),
     "lines": lambda: charts.lines_figure({"a": [1, 2], "b": [2, 3]}, ["1", "2"], x="x", y="y"),
     "arms": lambda: charts.arms_figure(pd.DataFrame({"arm": list("aab"), "score": [0.1, 0.2, 0.3]}), x="x", percent=True),
-    "intervals": lambda: charts.intervals_figure(MEANS, x="x", chance=0.5),
+    "intervals": lambda: charts.intervals_figure(MEANS, x="x", chance=0.5, guessing="chance"),
     "overlap": lambda: comparing_figures.overlap_figure(CURVE, [CURVE, CURVE], WORDS),
     "scatter": lambda: comparing_figures.scatter_figure(*np.eye(2), np.array(["a", "b"]), (AXIS, AXIS), x="x", y="y", count="n"),
     "squares": lambda: comparing_figures.scatter_figure(

@@ -237,7 +237,7 @@ def test_the_population_leaves_out_dead_tests_and_zeros_and_says_so() -> None:
     people = rules.population(scores)
     assert sorted(people.values) == [-4.0, 2.0, 6.0]
     assert (people.live_tests, people.tests, people.share) == (2, 3, 0.25)
-    assert people.describe() == "3 scores that are not 0 (25.0 % of all), from the 2 live of 3 test pairs"
+    assert people.describe() == "3 scores that are not 0 (25.0% of all), from the 2 live of 3 test pairs"
 
 
 @settings(deadline=None, max_examples=40)

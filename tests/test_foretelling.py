@@ -263,7 +263,7 @@ def test_the_agreement_over_subsets_is_that_of_the_newest_evaluation(look: Calla
         words = texts_of(look())
     finally:
         shutil.rmtree(studio.place.root / FOLDER)
-    assert "agree with those of real trainings to **0.60** (95 % interval 0.50 to 0.70" in words
+    assert "agree with those of real trainings to **0.60** (95% interval 0.50 to 0.70" in words
     assert said("en", "foretold.ceiling", value="0.80") in words
     assert said("en", "preview.unknown") not in words
 

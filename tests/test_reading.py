@@ -67,10 +67,10 @@ EQUAL = "more than half of them equal 2, so a robust z is undefined"
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ([1.0, 2.0, 4.0, 0.0], "3 scores that are not 0 (75.0 % of 4): median 2, MAD 1"),
-        ([2.0, 2.0, np.nan], f"2 scores that are not 0 (66.7 % of 3); 1 undefined: {EQUAL}"),
-        ([0.0, 0.0], "0 scores that are not 0 (0.0 % of 2): no robust z"),
-        ([], "0 scores that are not 0 (0.0 % of 0): no robust z"),
+        ([1.0, 2.0, 4.0, 0.0], "3 scores that are not 0 (75.0% of 4): median 2, MAD 1"),
+        ([2.0, 2.0, np.nan], f"2 scores that are not 0 (66.7% of 3); 1 undefined: {EQUAL}"),
+        ([0.0, 0.0], "0 scores that are not 0 (0.0% of 2): no robust z"),
+        ([], "0 scores that are not 0 (0.0% of 0): no robust z"),
     ],
 )
 def test_the_population_is_told(values: list[float], told: str) -> None:

@@ -615,12 +615,12 @@ def arms_figure(arms: pd.DataFrame, *, x: str, percent: bool = False) -> go.Figu
     return figure([points], x=titled(x, tickformat=".0%" if percent else ""), y=rows, height=90 + 44 * len(names), shapes=means)
 
 
-def intervals_figure(rows: pd.DataFrame, *, x: str, chance: float) -> go.Figure:
+def intervals_figure(rows: pd.DataFrame, *, x: str, chance: float, guessing: str) -> go.Figure:
     """A dot for each mean with its interval, best from the top; a line where chance is.
 
     Args:
         rows: columns name (text), mean, low, high, chosen (drawn in another colour).
-        chance: what guessing reaches.
+        chance: what guessing reaches, and `guessing` names the line there.
     """
     traces = []
     for chosen, colour in ((False, BLUE), (True, AMBER)):
@@ -642,6 +642,7 @@ def intervals_figure(rows: pd.DataFrame, *, x: str, chance: float) -> go.Figure:
         "y1": 1,
         "yref": "y domain",
         "line": {"color": GREY, "dash": "dot"},
+        "label": {"text": literal(guessing), "textposition": "end", "textangle": 0, "yanchor": "bottom", "font": {"color": GREY}},
     }
     names = {"tickvals": rows.index.tolist(), "ticktext": [literal(name) for name in rows["name"]]}
     return figure(

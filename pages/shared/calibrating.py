@@ -97,7 +97,9 @@ def one_result(run: Run, result: Calibration) -> None:
         }
     )
     chance = result.figure("random", "average_precision").mean
-    figure = charts.intervals_figure(rows, x=t("calibrate.column.average_precision"), chance=chance)
+    figure = charts.intervals_figure(
+        rows, x=t("calibrate.column.average_precision"), chance=chance, guessing=t("calibrate.curves.chance")
+    )
     widgets.chart(figure, key=f"calibrate.{result.number}", alt=sentence(result))
     st.dataframe(table(summary), hide_index=True, column_config=columns())
     curves(result, [str(score) for score in summary["score"]], recommendation.score)

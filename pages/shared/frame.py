@@ -167,12 +167,17 @@ def provenance(run: Run) -> str:
             f"**{plain(run.name)}**",
             plain(run.recipe.data.title),
             plain(run.loss.describe()),
-            t("run.checkpoints", n=len(run.summed_epochs)) if run.summed_epochs else t("run.imported.loss"),
+            checkpoints(len(run.summed_epochs)),
             t("run.pairs", train=run.counts[0], test=run.counts[1]) + ("" if run.kind == "scores" else t("run.side")),
             f"`{run.digest[:8]}`",
             *([t("run.who", who=plain(who))] if who else []),
         ]
     )
+
+
+def checkpoints(count: int) -> str:
+    """How many; none of imported scores."""
+    return t("run.checkpoints", n=count) if count > 1 else t("run.checkpoint") if count else t("run.imported.loss")
 
 
 # ---- sidebar --------------------------------------------------------------------------------------------------------------------

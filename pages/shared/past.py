@@ -1,6 +1,6 @@
 """Exclusion lists of the past: what each was made from, and how they overlap."""
 
-from typing import Final
+from typing import Any, Final
 
 import pandas as pd
 import streamlit as st
@@ -55,8 +55,13 @@ def number_of(past: PastList, found: list[PastList]) -> int:
 
 
 def rule_in_words(past: PastList) -> str:
-    """The rule's settings, those that the Threshold page knows by the names that they have there."""
-    return past.problem or ", ".join(f"{setting_name(name)} {setting_value(name, value)}" for name, value in past.rule.items())
+    """The rule's settings, or what is wrong with the list."""
+    return past.problem or settings_in_words(past.rule)
+
+
+def settings_in_words(rule: dict[str, Any]) -> str:
+    """Those that the Threshold page knows by the names that they have there."""
+    return ", ".join(f"{setting_name(name)} {setting_value(name, value)}" for name, value in rule.items())
 
 
 def setting_name(name: str) -> str:

@@ -8,6 +8,7 @@ import streamlit as st
 
 from pages.shared import frame, session, widgets
 from pages.shared.i18n import t
+from pages.shared.past import settings_in_words
 from pages.shared.session import plain
 from tracin_core import charts
 from tracin_core.data.files import read_json
@@ -137,6 +138,7 @@ def results(run: Run) -> None:
 def one_result(run: Run, result: Retraining) -> None:
     """A sentence that a tired person understands, the intervals it rests on, and every single training."""
     st.markdown(f"**{done_in_words(result)}**" + (f" · {plain(result.who)}" if result.who else ""))
+    st.markdown(f":small[{t('verify.result.rule', rule=plain(settings_in_words(result.rule)))}]")
     if result.digest != run.digest:
         st.warning(t("verify.stale"), icon=":material/history:")
     for lasting in result.lasting:

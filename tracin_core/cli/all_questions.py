@@ -193,7 +193,7 @@ def in_markdown(document: dict[str, Any]) -> str:
     lines = [
         f"# {document['name']}: what its scores are worth{mark}",
         "",
-        f"`evaluate {document['asked']}` of run {document['run_id']} (scores {document['digest'][:12]}). Means with 95 % intervals. "
+        f"`evaluate {document['asked']}` of run {document['run_id']} (scores {document['digest'][:12]}). Means with 95% intervals. "
         f"{versions}; {document['cpu_seconds']:.0f} s of processor time.",
     ]
     for told in document["parts"]:

@@ -61,7 +61,7 @@ def say_calibration(found: "Calibration") -> None:
     """What every score found, and which one to trust."""
     summary = found.summary()
     errors = f"{int(found.trainings['wrong'].min())} of {int(found.trainings['examples'].min())} training {found.unit}s"
-    say(f"{errors} were made wrong; means over {len(found.seeds)} seeds, with 95 % intervals{simulated_mark(found.simulated)}:")
+    say(f"{errors} were made wrong; means over {len(found.seeds)} seeds, with 95% intervals{simulated_mark(found.simulated)}:")
     rows = [
         {
             "score": row["score"],
@@ -188,7 +188,7 @@ def evaluate_leave_out(
 
 def say_faithfulness(found: "Faithfulness") -> None:
     """Each method's score, what limits it, and which tests are foretold worst."""
-    say(f"{MEASURED[found.drawn]} on {found.reported_on} subsets of {found.unit}s (95 % bootstrap over tests and subsets):")
+    say(f"{MEASURED[found.drawn]} on {found.reported_on} subsets of {found.unit}s (95% bootstrap over tests and subsets):")
     rows = [
         {
             "method": row["method"],

@@ -332,7 +332,7 @@ class Population:
     def describe(self) -> str:
         """The population in words, to stand beside a threshold."""
         return (
-            f"{len(self.values):,} scores that are not 0 ({100 * self.share:.1f} % of all), "
+            f"{len(self.values):,} scores that are not 0 ({100 * self.share:.1f}% of all), "
             f"from the {self.live_tests:,} live of {self.tests:,} test pairs"
         )
 

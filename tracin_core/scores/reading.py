@@ -40,7 +40,7 @@ class Robust:
     def describe(self) -> str:
         """The population in words, to stand beside a robust z."""
         share = 100 * self.counted / max(self.values, 1)
-        told = f"{self.counted:,} scores that are not 0 ({share:.1f} % of {self.values:,})"
+        told = f"{self.counted:,} scores that are not 0 ({share:.1f}% of {self.values:,})"
         if self.undefined:
             told += f"; {self.undefined:,} undefined"
         if self.counted == 0:

@@ -126,7 +126,7 @@ def in_words(run: Run, methods: Methods, table: pd.DataFrame) -> None:
     epoch = methods.view.checkpoint_names[methods.replay.checkpoint].removeprefix("epoch ")
     last = methods.view.checkpoint_names[-1].removeprefix("epoch ")
     ended = widgets.reached(float(methods.replay.trained_reached().mean()), number=number)
-    st.markdown(f":small[{t('preview.what', epoch=epoch, last=last, ended=ended)}]")
+    st.markdown(f":small[{t('preview.what', epoch=epoch, last=last, reached=told['reached'], ended=ended)}]")
 
 
 def worst(run: Run, view: View, table: pd.DataFrame) -> None:
