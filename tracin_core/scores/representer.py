@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg, optimize, special
+import scipy
+from scipy import linalg, special
 
 from tracin_core.errors import ViewError
 from tracin_core.scores.curvature import Array
@@ -149,7 +150,7 @@ def class_representers(
         return np.asarray((features.T @ (share[:, None] * bent)).ravel() + 2 * ridge * towards)
 
     start = np.zeros(shape[0] * shape[1])
-    found = optimize.minimize(total, start, jac=True, hessp=curved, method="trust-ncg", options={"gtol": 1e-9})
+    found = scipy.optimize.minimize(total, start, jac=True, hessp=curved, method="trust-ncg", options={"gtol": 1e-9})
     scale = 2 * ridge * float(copies.sum())
     alpha = -(special.softmax(features @ found.x.reshape(shape), axis=1) - meant) / scale
     pull = special.softmax(kernel @ (copies[:, None] * alpha), axis=1) - meant

@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import scipy.stats
+import scipy
 
 from tracin_core.scores.rollups import Ends, groups
 from tracin_core.scores.view import View
