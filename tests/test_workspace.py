@@ -194,6 +194,20 @@ def test_cancel_keeps_what_is_finished_and_resume_goes_on(recipe: Recipe, place:
     assert kernel_bytes(place) == kernel_bytes(computed)
 
 
+@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
+def test_threads_of_a_worker_sleep_while_they_wait_unless_somebody_chose(
+    recipe: Recipe, place: Workspace, monkeypatch: pytest.MonkeyPatch, chosen: str | None
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    place.compute(recipe, wait=False)
+    until(lambda: worker_pids(place))
+    (pid,) = worker_pids(place)
+    assert psutil.Process(pid).environ()["OMP_WAIT_POLICY"] == (chosen or "PASSIVE")
+    stop_worker(place)
+
+
 def test_sigterm_ends_the_worker_within_ten_seconds_and_the_job_goes_on_later(recipe: Recipe, place: Workspace) -> None:
     job = place.compute(recipe, wait=False)
     assert isinstance(job, Job)
