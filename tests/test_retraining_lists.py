@@ -330,6 +330,7 @@ def test_the_page_starts_it_and_says_what_came_of_it(
     assert len(shown) == len(found.lasting)
     effect = found.effect("list", "random", "epochs").difference
     assert f"{100 * effect.mean:+.2f}" in shown[0].value
+    assert plain(f"{known['threshold.value']} {RULE['threshold']:.10g}") in texts_of(test)  # which list it was
     assert len(test.dataframe[0].value) == len(found.effects())
     assert known["verify.column.difference.accuracy"] in json.loads(test.dataframe[0].proto.columns)["difference"]["label"]
 

@@ -138,7 +138,8 @@ def results(run: Run) -> None:
 def one_result(run: Run, result: Retraining) -> None:
     """A sentence that a tired person understands, the intervals it rests on, and every single training."""
     st.markdown(f"**{done_in_words(result)}**" + (f" · {plain(result.who)}" if result.who else ""))
-    st.markdown(f":small[{t('verify.result.rule', rule=plain(settings_in_words(result.rule)))}]")
+    rule = {name: value for name, value in result.rule.items() if name != "pair_mode" or run.noun == "pair"}
+    st.markdown(f":small[{t('verify.result.rule', rule=plain(settings_in_words(rule)))}]")
     if result.digest != run.digest:
         st.warning(t("verify.stale"), icon=":material/history:")
     for lasting in result.lasting:
