@@ -149,7 +149,7 @@ def test_training_leaves_out_what_the_list_names_and_keeps_the_split(shell: Shel
         in answer.stdout
     )
     analysis = Recipe.from_toml(shell.home / "retrained" / "analysis.toml")
-    assert analysis.checkpoints.folder == shell.home / "retrained"
+    assert (analysis.checkpoints.folder, analysis.name) == (shell.home / "retrained", f"{run.name}, retrained")
     assert (analysis.data, analysis.split, analysis.simulated) == (run.recipe.data, run.recipe.split, True)
 
 

@@ -71,13 +71,19 @@ def training(progress: Progress) -> dict[str, Any]:
     """The recipe's model is trained; its checkpoints are in the requested folder, and beside them the recipe that analyses them."""
     request = progress.job.request
     folder = Path(request["folder"])
-    asked = (request.get("exclusions"), request.get("weighting"))
-    train_once(progress, Recipe.from_dict(request["recipe"]), folder, request["settings"], *asked)
-    analysis = Recipe.from_dict({**request["recipe"], "name": folder.name, "checkpoints": {"folder": folder}})
+    recipe = Recipe.from_dict(request["recipe"])
+    train_once(progress, recipe, folder, request["settings"], request.get("exclusions"), request.get("weighting"))
+    analysis = Recipe.from_dict({**request["recipe"], "name": name_after(recipe, folder), "checkpoints": {"folder": folder}})
     if analysis.engine.precondition in ("adam", "adam_full"):  # this training is by SGD
         analysis = analysis.plain
     write_text(folder / "analysis.toml", analysis.to_toml())
     return {"folder": str(folder), "recipe": str(folder / "analysis.toml"), **read_json(folder / "training.json")}
+
+
+def name_after(recipe: Recipe, folder: Path) -> str:
+    """Of the analysis of a training: the name that somebody gave the recipe, and the folder, which tells its trainings apart."""
+    given = {recipe.name} - {recipe.checkpoints.folder.name, folder.name}
+    return ", ".join([*given, folder.name])
 
 
 def train_once(
