@@ -278,6 +278,18 @@ def test_no_training_is_replayed_on_it_on_the_page_either(
         assert ("hold the inverse curvature already" in texts) is not replayed
 
 
+def test_the_page_says_that_the_plain_run_s_trainings_would_serve_both(
+    place: Workspace, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until that run is there."""
+    look, split = viewer(place.root, monkeypatch), {"rule": "stratified", "train_fraction": 0.55}
+    run = computed(place, divided(recipes["classes"], split=split))
+    for plain in (False, True):
+        if plain:
+            computed(place, Recipe.from_dict({**recipes["classes"].to_dict(), "split": split}))
+        assert ("Compute the plain run of these checkpoints first" in texts_of(look("verify", run=run.id, lang="en"))) is not plain
+
+
 def test_the_dashboard_offers_it_for_single_samples(
     place: Workspace, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

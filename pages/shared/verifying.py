@@ -25,6 +25,7 @@ from tracin_core.records.faithfulness import (
     Faithfulness,
     Unit,
     faithfulness,
+    plain_run,
     start_lds,
 )
 from tracin_core.records.jobs import Job
@@ -209,6 +210,8 @@ def ask_foretold(run: Run) -> None:
         times = number("times", REPEATS, 1, 20)
         repeats = int(st.number_input(t("foretold.times"), 1, 20, width=150, help=t("foretold.times.help"), **times))
     st.markdown(cost(run, subsets * repeats))
+    if run.precondition != "none" and plain_run(session.workspace(), run) is run:
+        st.info(t("foretold.divided"), icon=":material/info:")
     if st.button(t("foretold.start"), icon=":material/science:", key="start_lds"):
         share = GROUP if drawn == "groups" else HALF
         start_lds(session.workspace(), run, unit=unit, drawn=drawn, subsets=subsets, repeats=repeats, share=share)
