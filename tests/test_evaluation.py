@@ -120,6 +120,18 @@ def test_predictions_of_a_linear_world_are_perfect() -> None:
     assert lds(kept @ worth, generator.normal(size=(40, 5))).mean < 0.5
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.3, 1.0])
+def test_the_interval_lies_around_its_mean(noise: float) -> None:
+    """Subsets that a resample draws twice tie, and so its correlations are lower; with little noise all of them were below the mean."""
+    generator = np.random.default_rng(3)
+    kept = half_subsets(200, 50, seed=1)
+    worth = generator.normal(size=(200, 60))
+    outcome = kept @ worth
+    told = lds(outcome, outcome + noise * outcome.std() * generator.normal(size=outcome.shape))
+    assert told.low <= told.mean <= told.high
+    assert (told.low < told.mean < told.high) or noise == 0.0
+
+
 def test_stability_of_a_score_with_itself_and_with_its_opposite() -> None:
     values = np.random.default_rng(0).normal(size=200)
     assert stability(values, values) == pytest.approx({"spearman": 1, "overlap": 1, "signs": 1})

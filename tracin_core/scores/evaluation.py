@@ -4,6 +4,7 @@ Planted errors are known, so a score is judged by how early it lists them; ties 
 because a score that is 0 almost everywhere would otherwise look good or bad by the order of the file.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -178,7 +179,7 @@ class Lds:
     Attributes:
         per_test: [tests]; NaN where either side is constant over the subsets.
         mean: over the tests that have one.
-        low, high: a 95 % percentile bootstrap interval of the mean over tests and subsets both.
+        low, high: a 95 % percentile bootstrap interval of the mean over tests and subsets both, moved by the bootstrap's own bias.
     """
 
     per_test: Array
@@ -217,8 +218,16 @@ def lds(predicted: npt.ArrayLike, measured: npt.ArrayLike, *, seed: int = 0, res
         drawn = _rank_correlations(one[np.ix_(rows, columns)], other[np.ix_(rows, columns)])
         if not np.isnan(drawn).all():
             means.append(np.nanmean(drawn))
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if means else (np.nan, np.nan)
-    return Lds(per_test, float(np.nanmean(per_test)), float(low), float(high))
+    mean = float(np.nanmean(per_test))
+    low, high = _unbiased(means, mean) if means else (np.nan, np.nan)
+    return Lds(per_test, mean, low, high)
+
+
+def _unbiased(drawn: Sequence[np.floating[Any]], mean: float) -> tuple[float, float]:
+    """The percentile interval, moved by what resampling itself changes: a subset drawn twice ties, and ties lower rank correlations."""
+    ends = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + mean - np.mean(drawn)
+    low, high = np.clip(ends, -1.0, 1.0)
+    return float(low), float(high)
 
 
 def _rank_correlations(one: Array, other: Array) -> Array:
