@@ -161,7 +161,7 @@ def steady(place: Workspace, name: str, count: int, seeds: int) -> tuple[list[st
     runs = [prepared(place, STEADY[name], count, seed) for seed in range(1, seeds + 1)]
     found = compare_runs(runs, "self_influence")
     pairs = found.pairs[["spearman", "overlap", "signs"]]
-    lines = [f"## {name} of self-influence: digits, network", ""]
+    lines = [f"## {name}: self-influence of digits by a network", ""]
     lines += [
         f"{seeds} seeds, {found.examples} training examples{', a tenth of them mislabelled' if STEADY[name] == 'mislabelled' else ''}. "
         f"E1 (digits a tenth of which are mislabelled, 5 seeds against 5 others): at least 0.97 and 0.90.",
