@@ -141,7 +141,7 @@ def test_tests_are_shown_by_third_and_one_by_one(studio: Studio, look: Callable[
     row = tests[(tests["score"] == said("en", "strata.total_influence")) & (tests["third"] == said("en", "thirds.high"))].iloc[0]
     low, high = share_interval(right[top].astype(float))
     assert (row["n"], row["reached"]) == (top.sum(), f"{right[top].mean():.1%}")
-    assert row["interval"] == f"{100 * low:.1f} – {100 * high:.1f}"
+    assert row["interval"] == f"{low:.1%} – {high:.1%}"
     each = next(frame.value for frame in page.dataframe if "test" in frame.value)
     order = np.argsort(-total, kind="stable")
     assert len(each) == min(len(total), spread.TESTS)
