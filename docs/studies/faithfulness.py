@@ -32,6 +32,7 @@ from tracin_core.records.faithfulness import FOLDER, Faithfulness, Unit, faithfu
 from tracin_core.records.runs import Run  # noqa: E402
 from tracin_core.records.stability import compare_runs  # noqa: E402
 from tracin_core.records.workspace import Workspace, open_workspace  # noqa: E402
+from tracin_core.scores.damping import halves  # noqa: E402
 from tracin_core.scores.evaluation import lds  # noqa: E402
 
 DAMPINGS: Final = (0.1, 1.0, 10.0, 100.0)  # of EKFAC, times the mean eigenvalue
@@ -152,7 +153,7 @@ def on_the_other_half(place: Workspace, run: Run, found: Faithfulness) -> float:
             np.mean([methods.replay.test_losses(each[rows].astype(float).reshape(-1, 1))[:, 0] for each in outputs], axis=0)
         )
     predicted = summed(methods, "tracin", kept_examples(methods, found.unit, names, kept, set()))
-    chosen_on = np.random.default_rng(seed).permutation(found.subsets)[: found.subsets // 2]
+    chosen_on, _ = halves(found.subsets, seed)
     return lds(predicted[chosen_on], -np.array(losses)[chosen_on], resamples=0).mean
 
 
