@@ -18,8 +18,8 @@ from tracin_core.data.files import read_json, write_json
 from tracin_core.engine.models import build_model
 from tracin_core.errors import ViewError
 from tracin_core.recipe import Recipe
-from tracin_core.records.evaluations import settings_of
 from tracin_core.records.runs import Run
+from tracin_core.records.trainings import settings_of
 from tracin_core.records.workspace import Workspace, open_workspace
 
 FORMS = ("adam", "adam_full")

@@ -39,9 +39,16 @@ DOORS = {
         "tracin_core.data",
         "tracin_core.errors",
         "tracin_core.recipe",
+        "tracin_core.training_settings",
     ),
     "tracin_core/data": ("tracin_core.data", "tracin_core.errors", "tracin_core.recipe"),
-    "tracin_core/engine": ("tracin_core.engine", "tracin_core.data", "tracin_core.errors", "tracin_core.recipe"),
+    "tracin_core/engine": (
+        "tracin_core.engine",
+        "tracin_core.data",
+        "tracin_core.errors",
+        "tracin_core.recipe",
+        "tracin_core.training_settings",
+    ),
     "tracin_core/scores": ("tracin_core.scores", "tracin_core.data", "tracin_core.errors", "tracin_core.recipe"),
     "tracin_core/records": (
         "tracin_core.records",
@@ -120,6 +127,7 @@ DOORS = {
     ),
     "tracin_core/errors.py": (),
     "tracin_core/recipe.py": ("tracin_core.errors",),
+    "tracin_core/training_settings.py": ("tracin_core.recipe",),
     "tracin_core/__main__.py": ("tracin_core.cli",),
     # The front door: its names load lazily, which `test_light_imports` holds it to.
     "tracin_core/__init__.py": (

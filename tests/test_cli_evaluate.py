@@ -19,9 +19,10 @@ from tracin_core.data.readers import reader_for
 from tracin_core.engine.training import train
 from tracin_core.errors import InputError
 from tracin_core.records.calibrations import calibrations
-from tracin_core.records.evaluations import retrainings, settings_of
+from tracin_core.records.evaluations import retrainings
 from tracin_core.records.faithfulness import faithfulness
 from tracin_core.records.runs import Run
+from tracin_core.records.trainings import settings_of
 from tracin_core.records.workspace import open_workspace
 
 MANUAL = Path(__file__).resolve().parents[1] / "docs" / "command-line.md"

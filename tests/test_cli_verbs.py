@@ -25,9 +25,9 @@ from tracin_core.data.samples import split_samples, stratified_pairs
 from tracin_core.engine.training import train, train_ranker
 from tracin_core.errors import InputError, ViewError
 from tracin_core.recipe import SIMULATED_MARK, Recipe, SplitSection
-from tracin_core.records.evaluations import settings_of
 from tracin_core.records.interchange import read_exclusions
 from tracin_core.records.runs import Run
+from tracin_core.records.trainings import settings_of
 from tracin_core.records.verdicts import decided, subject
 from tracin_core.scores.actions import weights_by
 from tracin_core.scores.thresholds import threshold_table

@@ -20,10 +20,10 @@ from tracin_core.engine.checkpoints import load_weights
 from tracin_core.engine.models import build_model
 from tracin_core.errors import JobFailedError, RecipeError, ViewError
 from tracin_core.recipe import Recipe
-from tracin_core.records.evaluations import settings_of
 from tracin_core.records.faithfulness import FOLDER, faithfulness, start_lds
 from tracin_core.records.maintenance import collect_garbage
 from tracin_core.records.runs import Run
+from tracin_core.records.trainings import settings_of
 from tracin_core.records.workspace import Workspace, open_workspace
 
 # Float32 curvature and kernels against float64 ones: of each score, and of the largest, where terms of both signs meet.

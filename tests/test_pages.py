@@ -22,7 +22,7 @@ from tracin_core.records.runs import Run
 from tracin_core.records.workspace import open_workspace
 
 PAGES = [name for pages in frame.SECTIONS.values() for name in pages]
-ABOUT_A_RUN = [name for name in PAGES if name != "compute"]
+ABOUT_A_RUN = [name for name in PAGES if name not in ("compute", "train")]
 
 
 @pytest.fixture
@@ -54,6 +54,9 @@ def test_without_a_run_a_page_says_how_to_begin(open_page: Callable[..., AppTest
     if name == "compute":
         assert said(language, "compute.no_jobs") in texts_of(test)
         assert said(language, "compute.no_checkpoints", roots="workspace") in texts_of(test)
+    elif name == "train":
+        assert said(language, "train.none") in texts_of(test)
+        assert said(language, "compute.no_recordings", roots="workspace") in texts_of(test)
     else:
         assert said(language, "empty.title") in texts_of(test)
         assert test.button(key="start_demo").label == said(language, "empty.demo")

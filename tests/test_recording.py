@@ -16,8 +16,8 @@ from tracin_core import RecordTraining, open_workspace
 from tracin_core.engine.models import build_model
 from tracin_core.errors import InputError, NonFiniteError
 from tracin_core.recipe import Recipe
-from tracin_core.records.evaluations import settings_of
 from tracin_core.records.runs import Run
+from tracin_core.records.trainings import settings_of
 
 SETTINGS: dict[str, Any] = {"loss": "cross_entropy", "batch_size": 10, "examples": 30, "seed": 3}
 REST = {name: value for name, value in SETTINGS.items() if name != "loss"}

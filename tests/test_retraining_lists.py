@@ -24,14 +24,13 @@ from tracin_core.recipe import Recipe
 from tracin_core.records.evaluations import (
     Retraining,
     arms_of,
-    left_out_before,
     require_action,
     retrainings,
-    settings_of,
     start_retraining,
     with_their_pairs,
 )
 from tracin_core.records.runs import Run
+from tracin_core.records.trainings import left_out_before, settings_of
 from tracin_core.records.workspace import Workspace
 from tracin_core.scores.actions import Action
 

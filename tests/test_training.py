@@ -14,15 +14,7 @@ from hypothesis import strategies as st
 
 from tracin_core.data.samples import all_pairs, split_samples
 from tracin_core.engine.models import Ranker, build_model
-from tracin_core.engine.objectives import (
-    SampleSettings,
-    TrainingSettings,
-    measure,
-    pair_losses,
-    sample_losses,
-    spread,
-    training_pairs,
-)
+from tracin_core.engine.objectives import measure, pair_losses, sample_losses, training_pairs
 from tracin_core.engine.training import ranking, train, train_ranker
 from tracin_core.errors import (
     DataError,
@@ -50,6 +42,7 @@ from tracin_core.recipe import (
 )
 from tracin_core.scores.losses import PairLoss, pair_derivative, pair_loss
 from tracin_core.scores.sample_losses import SampleLoss, sample_derivative, sample_loss
+from tracin_core.training_settings import SampleSettings, TrainingSettings, spread
 
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}  # scores and margins of about 10 in float32
 TINY: dict[str, Any] = {"epochs": 2, "save_epochs": (1,), "batch_pairs": 16}

@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 # picture -> where it is; the run and the language are added.
 PAGES: Final = {
     "overview": "",
+    "train": "train",
     "compute": "compute",
     "distribution": "distribution",
     "quadrants": "distribution?look=quadrants",

@@ -24,7 +24,7 @@ RECORDED: Final = "recorded"
 LOSSES: Final = {"ranking": get_args(LossName), "classification": get_args(LabelLossName), "regression": get_args(NumberLossName)}
 RULES: Final = {"recordings": ("sequence", "random", "stratified")}
 OTHER_RULES: Final = ("stratified", "random", "column")
-SUFFIX: Final = {"arrays": ".npz", "table": ".csv"}
+SUFFIX: Final = {"arrays": ".npz", "table": ".csv", "list": ".txt"}
 
 
 @dataclass(frozen=True)
@@ -178,11 +178,15 @@ def of_section(section: dict[str, Any]) -> Recipe:
 # ---- task and model ---------------------------------------------------------------------------------------------------------------
 
 
+def choose_kind(data: Data) -> str:
+    """What a model of these data does."""
+    return widgets.choose_code("task", TASKS if data.kind in ("recordings", "plugin") else (*TASKS[1:], TASKS[0]), key="task")
+
+
 def choose_task(data: Data) -> dict[str, Any]:
     """What the model was trained to do, and its loss where the checkpoints do not say it."""
-    usual = TASKS if data.kind in ("recordings", "plugin") else (*TASKS[1:], TASKS[0])
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        task = widgets.choose_code("task", usual, key="task")
+        task = choose_kind(data)
         names = [RECORDED, *LOSSES[task]]
         loss = st.selectbox(
             t("compute.loss"), names, format_func=loss_label, width=260, **session.linked("loss", RECORDED, valid=names)

@@ -48,6 +48,7 @@ def choose_checkpoints(data: choosing.Data | None, task: str) -> Checkpoints | N
     """Folder, prefix of the file names, and the network they belong to."""
     folder = choosing.choose_place("checkpoints", key="folder")
     if folder is None:
+        frame.page_link("train", t("compute.to_train"), icon=":material/model_training:")
         return None
     prefix = st.text_input(
         t("compute.prefix"), help=t("compute.prefix.help"), width=200, **session.linked("prefix", "model_epoch_")
@@ -173,6 +174,15 @@ def allowed(recipe: Recipe) -> Recipe:
     ]
     for path in named:
         place.folder_id(path)
+    return local(recipe)
+
+
+def local(recipe: Recipe) -> Recipe:
+    """The recipe, if it computes here.
+
+    Raises:
+        RecipeError: it asks for a cluster, which only whoever runs the server may.
+    """
     if recipe.engine.executor != "local":
         raise RecipeError(
             f"The recipe '{recipe.name}' asks for a cluster ({recipe.engine.executor}), which a browser cannot; start it on the command "

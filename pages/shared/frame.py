@@ -21,7 +21,7 @@ ICON: Final = Path(__file__).with_name("icon.svg")  # a named icon would be fetc
 
 # section -> page (file, address and text key) -> icon; the first page is where `/` leads.
 SECTIONS: Final = {
-    "prepare": {"overview": "space_dashboard", "compute": "play_circle"},
+    "prepare": {"overview": "space_dashboard", "train": "model_training", "compute": "play_circle"},
     "explore": {"distribution": "bar_chart", "angles": "grid_on", "neighbours": "compare_arrows"},
     "decide": {
         "threshold": "tune",

@@ -173,6 +173,11 @@ def train(
     batch_size: Annotated[
         int | None, typer.Option(help="Pairs (or samples) in one step; default: 256 (32).", min=1, show_default=False)
     ] = None,
+    schedule: Annotated[
+        Literal["cosine", "constant"] | None,
+        typer.Option(help="Of the learning rate; default: it falls along a cosine.", show_default=False),
+    ] = None,
+    momentum: Annotated[float | None, typer.Option(help="Default: 0.9.", min=0, max=0.999, show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Default: 42.", min=0, max=2**31, show_default=False)] = None,
     num_workers: WorkersOption = None,
     device: DeviceOption = None,
@@ -199,7 +204,16 @@ def train(
         say(f"--num-workers {num_workers} changes nothing: recordings are read by one process, once.")
     chosen = on_device(chosen, device)
     per_step = "batch_pairs" if isinstance(chosen.task, RankingTask) else "batch_size"
-    settings = given({"epochs": epochs, "learning_rate": learning_rate, "seed": seed, per_step: batch_size})
+    settings = given(
+        {
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "schedule": schedule,
+            "momentum": momentum,
+            "seed": seed,
+            per_step: batch_size,
+        }
+    )
     weighting = None if weight_by is None else (the_run(place, run).id, weight_by)
     job = place.start_training(chosen, settings=settings, folder=output_dir, exclusions_file=exclusions_file, weighting=weighting)
     result = watch(place, job).result or {}

@@ -33,7 +33,8 @@ def before_and_after(place: "Workspace", run: "Run", chosen: "pd.DataFrame", fil
         file: the list of what is chosen, in the workspace.
         changed: settings of the training to be other than the run's.
     """
-    from tracin_core.records.evaluations import left_out_before, settings_of, with_their_pairs
+    from tracin_core.records.evaluations import with_their_pairs
+    from tracin_core.records.trainings import left_out_before, settings_of
 
     own = own_training(run)
     recorded = settings_of(run)[0] if own is None else own["settings"]

@@ -23,77 +23,13 @@ from tracin_core.errors import (
     TracInError,
     UnknownSampleError,
 )
-from tracin_core.recipe import LabelLossName, LossName, NumberLossName
+from tracin_core.recipe import LabelLossName, NumberLossName
+from tracin_core.training_settings import SampleSettings, Settings, TrainingSettings, settings_of_loss
 
 EVALUATION_BATCH: Final = 64
 RECORDED_NAME: Final = {"margin": "standard"}
-# The setting that matters for a loss of samples, recorded with its checkpoints.
-LOSS_SETTING: Final = {"label_smoothing": "smoothing", "focal": "gamma", "generalized_cross_entropy": "q", "huber": "delta"}
-SAVED: Final = 11  # checkpoints after epoch 0, where nobody says which
 
 Rows = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """What decides the training of a ranking, beside its data. The defaults train the demo."""
-
-    loss: LossName = "margin"
-    margin: float = 10.0
-    ghm_bins: int = 10
-    ghm_alpha: float = 0.75
-    epochs: int = 20
-    save_epochs: tuple[int, ...] = (2, 5, 8, 12, 16, 20)
-    learning_rate: float = 0.01
-    schedule: Literal["cosine", "constant"] = "cosine"
-    momentum: float = 0.9
-    batch_pairs: int = 256
-    seed: int = 42
-    layout: str = "small"
-
-    @property
-    def batch(self) -> int:
-        """Examples in one step."""
-        return self.batch_pairs
-
-
-@dataclass(frozen=True)
-class SampleSettings:
-    """What decides the training of a classification or regression, beside its data. The defaults train the demo of digits.
-
-    Attributes:
-        save_epochs: None spreads eleven over all epochs, closer together at the start, where weights move most.
-    """
-
-    loss: LabelLossName | NumberLossName
-    smoothing: float = 0.1
-    gamma: float = 2.0
-    q: float = 0.7
-    delta: float = 1.0
-    epochs: int = 20
-    save_epochs: tuple[int, ...] | None = None
-    learning_rate: float = 0.02
-    schedule: Literal["cosine", "constant"] = "cosine"
-    momentum: float = 0.9
-    batch_size: int = 32
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        if self.save_epochs is None:
-            object.__setattr__(self, "save_epochs", spread(self.epochs))
-
-    @property
-    def batch(self) -> int:
-        """Examples in one step."""
-        return self.batch_size
-
-
-Settings = TrainingSettings | SampleSettings
-
-
-def spread(epochs: int) -> tuple[int, ...]:
-    """At most eleven epochs up to the last, the i-th at the share (i / 11)^1.5 of them."""
-    return tuple(sorted({int(np.ceil(epochs * (i / SAVED) ** 1.5)) for i in range(1, SAVED + 1)}))
 
 
 class Objective(Protocol):
@@ -210,11 +146,10 @@ class Samples:
         return {"loss": float(sample_losses(outputs, targets, self.settings).mean()), self.score: float(score.mean())}
 
     def recorded(self) -> dict[str, Any]:
-        setting = LOSS_SETTING.get(self.settings.loss)
         return {
             "task": self.task,
             "loss_type": self.settings.loss,
-            **({setting: getattr(self.settings, setting)} if setting else {}),
+            **{name: getattr(self.settings, name) for name in settings_of_loss(self.settings.loss)},
         }
 
 

@@ -21,9 +21,6 @@ from tracin_core.engine.objectives import (
     Pairs,
     Rows,
     Samples,
-    SampleSettings,
-    Settings,
-    TrainingSettings,
     evaluated,
     example_weights,
     kept_rows,
@@ -37,6 +34,7 @@ from tracin_core.engine.objectives import (
 )
 from tracin_core.errors import ExclusionError, NonFiniteError, OutputShapeError
 from tracin_core.recipe import ClassificationTask, ModelSection, PluginModel, RankerModel, RankingTask, RegressionTask, TaskSection
+from tracin_core.training_settings import SampleSettings, Settings, TrainingSettings
 
 __all__ = ["SampleSettings", "TrainingSettings", "measure", "pair_losses", "train", "train_ranker", "training_pairs"]
 

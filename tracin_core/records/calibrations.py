@@ -19,10 +19,10 @@ from tracin_core.data.files import read_json
 from tracin_core.data.samples import all_pairs
 from tracin_core.errors import InputError
 from tracin_core.recipe import TaskSection
-from tracin_core.records.evaluations import settings_of
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
 from tracin_core.records.store import digest_of
+from tracin_core.records.trainings import saved_epochs, settings_of
 from tracin_core.scores.evaluation import SHARES, Interval, interval, recovery
 
 if TYPE_CHECKING:
@@ -190,9 +190,8 @@ def start_calibration(place: "Workspace", run: Run, *, noise: Noise = "labels", 
 def calibration_settings(run: Run) -> tuple[dict[str, Any], list[str]]:
     """`settings_of(run)`, with the setting of its loss and the epochs of its checkpoints."""
     settings, assumed = settings_of(run)
-    saved = [int(epoch) for epoch in run.checkpoints["epoch"] if 0 < epoch <= settings["epochs"]]
     divided = [] if run.precondition == "none" else [f"plain gradients (this run divides its own: {run.precondition})"]
-    return {**settings, "save_epochs": saved}, [*assumed, *divided]
+    return {**settings, "save_epochs": saved_epochs(run, settings["epochs"])}, [*assumed, *divided]
 
 
 def subject_of(run: Run) -> str:

@@ -19,11 +19,11 @@ import pandas as pd
 
 from tracin_core.data.files import read_json
 from tracin_core.errors import InputError, ViewError
-from tracin_core.records.interchange import match_exclusions, training_exclusions
+from tracin_core.records.interchange import training_exclusions
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
 from tracin_core.records.store import digest_of
-from tracin_core.records.trainings import own_training
+from tracin_core.records.trainings import left_out_before, settings_of
 from tracin_core.scores.actions import WEIGHT, Action, actions_for
 from tracin_core.scores.evaluation import Effect, paired_effect
 from tracin_core.scores.rollups import roll_up
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 Lasting = Literal["epochs", "steps"]
 SEEDS: Final = 3
 DRAWS: Final = 3
-FOLLOWED: Final = ("epochs", "learning_rate", "schedule", "momentum", "batch_pairs", "batch_size")  # of the run's own training
 MEASURE: Final = {"ranking": "accuracy", "classification": "accuracy", "regression": "error"}
 Verdict = Literal["helps", "harms", "unproven"]
 
@@ -179,22 +178,6 @@ def require_action(run: Run, noun: Literal["pair", "sample"], action: Action, we
         )
 
 
-def left_out_before(run: Run) -> set[str]:
-    """The samples or pairs that the run's own training left out by a list, and every training that is compared with it leaves out again.
-
-    A pair has the name that the run's tables give it, whichever way round the list had it.
-    """
-    own = own_training(run)
-    lines = {str(name) for name in ((own or {}).get("exclusions") or {}).get("matched") or ()}
-    if not lines or run.noun != "pair":
-        return lines
-    found = match_exclusions(sorted(lines), run.samples["id"].tolist())
-    ends = [frozenset(pair) for pair in run.train_pairs[["id1", "id2"]].itertuples(index=False)]
-    named = {name for name, pair in zip(run.train_pairs["id"], ends, strict=True) if pair in found.pairs}
-    apart = found.pairs.difference(ends)  # of equal labels: no pair to train on
-    return {*found.samples, *named, *found.unmatched, *("_".join(sorted(pair)) for pair in apart)}
-
-
 def taken_out(run: Run, examples: pd.DataFrame, lines: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Which of the run's training examples these lines take out of a training, which reads a pair's either way round: [N]."""
     found = training_exclusions(lines, run.samples)
@@ -207,38 +190,6 @@ def with_their_pairs(run: Run, names: Collection[str]) -> set[str]:
     """These samples and pairs, as `left_out_before` names them, and the training pairs of these samples."""
     examples = run.train_pairs if run.noun == "pair" else run.splits["train"]
     return {*names, *examples["id"][taken_out(run, examples, sorted(names))]}
-
-
-def settings_of(run: Run) -> tuple[dict[str, Any], list[str]]:
-    """The settings of the run's training, and the names of those that are this product's own instead, with what they are there.
-
-    Nothing may record them; or the optimiser is another than this product's SGD, or has weight decay or Nesterov's momentum.
-    """
-    own = own_training(run)
-    known = dict(own["settings"]) if own is not None else {}
-    descent = run.training
-    recorded: dict[str, Any] = {**run.training_arguments, **{name: known[name] for name in FOLLOWED if name in known}}
-    if descent.momentum is not None:
-        recorded.setdefault("momentum", descent.momentum)
-    if run.trained_by_other is not None:
-        recorded = {name: value for name, value in recorded.items() if name not in ("learning_rate", "momentum")}
-    batch = "batch_pairs" if run.task == "ranking" else "batch_size"
-    settings: dict[str, Any] = {
-        name: recorded[name] for name in ("epochs", "learning_rate", "schedule", "momentum") if name in recorded
-    }
-    size = recorded.get(batch) or recorded.get("batch_size")
-    if size is not None:
-        settings[batch] = int(size)
-    settings.setdefault("epochs", int(run.checkpoints["epoch"].max()))
-    of_loss = ("margin", "ghm_bins", "ghm_alpha", "smoothing", "gamma", "q", "delta")
-    settings |= {name: getattr(run.loss, name) for name in of_loss if hasattr(run.loss, name)}
-    settings["loss"] = run.loss.name
-    assumed = [name for name in ("learning_rate", "schedule", "momentum", batch) if name not in settings]
-    assumed += [f"optimizer ({run.trained_by_other})"] if run.trained_by_other else []
-    assumed += [f"weight decay ({descent.weight_decay:g})"] if descent.weight_decay else []
-    weighted = run.training_arguments.get("weighted_by")
-    assumed += [f"full weight of every example (the run's training weighed them by {weighted})"] if weighted else []
-    return settings, [*assumed, *(["Nesterov's momentum"] if descent.nesterov else [])]
 
 
 # ---- what came of it ----------------------------------------------------------------------------------------------------------------

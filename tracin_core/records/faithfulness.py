@@ -16,10 +16,10 @@ import pandas as pd
 
 from tracin_core.data.files import read_json
 from tracin_core.errors import InputError
-from tracin_core.records.evaluations import left_out_before, settings_of
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
 from tracin_core.records.store import digest_of
+from tracin_core.records.trainings import left_out_before, settings_of
 
 if TYPE_CHECKING:
     from tracin_core.records.workspace import Workspace

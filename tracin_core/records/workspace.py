@@ -18,9 +18,10 @@ workspace/
 
 import copy
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -255,7 +256,9 @@ class Workspace:
         settings: dict[str, Any],
         folder: Path | None = None,
         exclusions_file: Path | None = None,
+        without: Sequence[str] = (),
         weighting: tuple[str, SuspectScore] | None = None,
+        name: str = "",
     ) -> Job:
         """A training is on its way; its checkpoints go to the folder, by default a new one under `trainings/`.
 
@@ -263,26 +266,30 @@ class Workspace:
             recipe: its data, split, model, task and engine are the training's; its checkpoints are not read.
             settings: keyword arguments of the training (epochs, learning_rate, seed); what is left out is as in the demo's training.
             exclusions_file: sample ids or pair ids to leave out of the training side; it is read now.
+            without: more such ids, beside those of the file: what the training of a run left out before.
             weighting: a run of these data and one of its scores, by which examples count in the loss (`scores.actions.weights_by`).
+            name: what somebody calls it: of its analysis, and what the name of a new folder begins with.
 
         Raises:
             InputError: recordings, folder or list cannot be used; checked before anything starts.
         """
         self.data_files(recipe)
         loss = recipe.task.loss or USUAL_LOSSES[recipe.task.kind]
-        name = f"{recipe.data.stem}_{loss}_{datetime.now():%Y%m%d_%H%M%S_%f}"
-        name = f"SIMULATED_{name}" if recipe.simulated else name
-        place = self.root / "trainings" / name if folder is None else Path(os.path.abspath(folder))
+        stem = re.sub(r"\W+", "_", name).strip("_")[:60] or f"{recipe.data.stem}_{loss}"
+        title = f"{'SIMULATED_' if recipe.simulated else ''}{stem}_{datetime.now():%Y%m%d_%H%M%S_%f}"
+        place = self.root / "trainings" / title if folder is None else Path(os.path.abspath(folder))
         request: dict[str, Any] = {"recipe": recipe.to_dict(), "settings": settings, "folder": str(place)}
-        if exclusions_file is not None:
-            lines = read_exclusions(exclusions_file)
-            if not isinstance(recipe.data, PluginData):  # whose samples only the worker can list
-                known_exclusions(lines, reader_for(recipe.data).list()["id"].tolist())
-            request["exclusions"] = {"file": exclusions_file.name, "lines": lines}
+        request |= {"name": name} if name else {}
+        lines = [] if exclusions_file is None else read_exclusions(exclusions_file)
+        if lines and not isinstance(recipe.data, PluginData):  # whose samples only the worker can list
+            known_exclusions(lines, reader_for(recipe.data).list()["id"].tolist())
+        if exclusions_file is not None or without:
+            file = None if exclusions_file is None else exclusions_file.name
+            request["exclusions"] = {"file": file, "lines": list(dict.fromkeys([*without, *lines]))}
         if weighting is not None:
             request["weighting"] = {"run": weighting[0], "by": weighting[1]}
         prepare_folder(place)
-        return self.queue.submit("training", request, title=name, who=self.who)
+        return self.queue.submit("training", request, title=title, who=self.who)
 
     def jobs(self, limit: int = 20) -> list[Job]:
         """Newest first; a dead worker is noticed and replaced by this look."""

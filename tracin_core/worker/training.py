@@ -1,7 +1,7 @@
 """Models are trained: of a recipe, or for a demo, which brings data of its own and is analysed at once."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tracin_core.data.files import read_json, write_text
 from tracin_core.data.simulated import simulate_recordings
@@ -13,6 +13,8 @@ from tracin_core.records.runs import Run
 from tracin_core.scores.actions import weights_by
 from tracin_core.scores.selection import SuspectScore
 from tracin_core.worker.computing import compute_run, use_threads
+
+DRAWN: Final = ("pairs", "draw_seed")  # of a ranking whose training drew pairs; this one's goes through all of them
 
 
 def demo(progress: Progress) -> dict[str, Any]:
@@ -73,11 +75,20 @@ def training(progress: Progress) -> dict[str, Any]:
     folder = Path(request["folder"])
     recipe = Recipe.from_dict(request["recipe"])
     train_once(progress, recipe, folder, request["settings"], request.get("exclusions"), request.get("weighting"))
-    analysis = Recipe.from_dict({**request["recipe"], "name": name_after(recipe, folder), "checkpoints": {"folder": folder}})
-    if analysis.engine.precondition in ("adam", "adam_full"):  # this training is by SGD
-        analysis = analysis.plain
+    trained = read_json(folder / "training.json")
+    analysis = analysis_of(recipe, folder, trained["settings"]["loss"], request.get("name") or name_after(recipe, folder))
     write_text(folder / "analysis.toml", analysis.to_toml())
-    return {"folder": str(folder), "recipe": str(folder / "analysis.toml"), **read_json(folder / "training.json")}
+    return {"folder": str(folder), "recipe": str(folder / "analysis.toml"), **trained}
+
+
+def analysis_of(recipe: Recipe, folder: Path, loss: str, name: str) -> Recipe:
+    """The recipe that analyses what this one trained into the folder by a loss: over all pairs of a ranking, as of SGD."""
+    told = {**recipe.to_dict(), "name": name, "checkpoints": {"folder": folder}}
+    task = {name: value for name, value in told["task"].items() if name not in DRAWN}
+    if loss == "label_smoothing":  # no function of the label's logit alone, which the smaller kernel is of
+        task["kernel"] = "outputs"
+    analysis = Recipe.from_dict({**told, "task": task})
+    return analysis.plain if analysis.engine.precondition in ("adam", "adam_full") else analysis
 
 
 def name_after(recipe: Recipe, folder: Path) -> str:

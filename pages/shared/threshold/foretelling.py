@@ -15,9 +15,10 @@ from pages.shared.i18n import t
 from pages.shared.session import plain
 from tracin_core import charts
 from tracin_core.errors import ViewError
-from tracin_core.records.evaluations import Retraining, left_out_before, retrainings, taken_out
+from tracin_core.records.evaluations import Retraining, retrainings, taken_out
 from tracin_core.records.faithfulness import faithfulness
 from tracin_core.records.runs import Run
+from tracin_core.records.trainings import left_out_before
 from tracin_core.scores.actions import WEIGHT, Action, actions_for, first_order
 from tracin_core.scores.comparison import Methods
 from tracin_core.scores.view import View

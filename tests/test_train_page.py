@@ -1,0 +1,277 @@
+"""The page that trains: as a run was, on other data, without a list, by weights; what it reached, and the way to its scores."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lab
+import pytest
+import torch
+from conftest import Server, idle, texts_of, visit
+from lab import Studio
+from playwright.sync_api import Page, expect
+from streamlit.testing.v1 import AppTest
+from test_pages import viewer
+
+from pages.shared import training as page
+from pages.shared.i18n import LANGUAGES, texts
+from pages.shared.session import plain
+from tracin_core.data.files import read_json
+from tracin_core.recipe import Recipe
+from tracin_core.records.jobs import Job
+from tracin_core.records.runs import Run
+from tracin_core.records.workspace import open_workspace
+from tracin_core.scores.actions import weights_by
+from tracin_core.training_settings import SampleSettings, TrainingSettings
+
+TASKS = {
+    "classification": ("kind", {"kind": "classification", "loss": "focal", "gamma": 1.5}, 3),
+    "regression": ("number", {"kind": "regression"}, 1),
+    "ranking": ("order", {"kind": "ranking", "loss": "ghm", "margin": 2.0}, 1),
+}
+SETTINGS: dict[str, Any] = {**lab.SHORT, "momentum": 0.5, "schedule": "constant", "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def studios(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Studio]]:
+    """One workspace with a run of each task, whose settings are not the defaults."""
+    place = open_workspace(tmp_path_factory.mktemp("trained"))
+    file = lab.write_arrays(place.root / "recordings" / "points.npz")
+    runs = {}
+    for task, (target, section, outputs) in TASKS.items():
+        folder = place.root / "trainings" / task
+        recipe = lab.arrays_recipe(file, folder, target, section, outputs)
+        place.queue.wait(place.start_training(recipe, settings=SETTINGS, folder=folder).id)
+        run = place.compute(recipe)
+        assert isinstance(run, Run)
+        runs[task] = Studio(place, run)
+    yield runs
+    lab.stop_worker(place)
+
+
+def started(studio: Studio, test: AppTest) -> Job:
+    """The training that the page's button starts, when it has ended."""
+    before = {job.id for job in studio.place.jobs(100)}
+    test.button(key="start_training").click().run()
+    assert not test.exception, test.exception
+    assert not test.error, test.error
+    (job,) = (job for job in studio.place.jobs(100) if job.id not in before)
+    assert job.kind == "training"
+    return studio.place.queue.wait(job.id)
+
+
+def weights_in(folder: Path, epoch: int) -> list[torch.Tensor]:
+    return list(torch.load(folder / f"model_epoch_{epoch}.pt", weights_only=True)["model_state_dict"].values())
+
+
+@pytest.mark.parametrize(("task", "language"), list(zip(TASKS, ("en", "zh-TW", "en"), strict=True)))
+def test_what_is_offered_is_the_training_that_the_run_had(
+    studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch, task: str, language: str
+) -> None:
+    """Nothing changed, the same weights come out, to the last bit, at the same epochs."""
+    studio, known = studios[task], texts(language)
+    test = viewer(studio.place.root, monkeypatch)("train", run=studio.run.id, lang=language)
+    assert not test.exception
+    assert not test.error
+    assert not test.warning
+    job = started(studio, test)
+    assert job.result is not None
+    folder = Path(job.result["folder"])
+    own = read_json(studio.run.recipe.checkpoints.folder / "training.json")
+    assert job.result["settings"] == own["settings"]
+    for epoch in (0, 1, 2):
+        pairs = zip(weights_in(folder, epoch), weights_in(studio.run.recipe.checkpoints.folder, epoch), strict=True)
+        assert all(torch.equal(here, there) for here, there in pairs)
+    test = viewer(studio.place.root, monkeypatch)("train", run=studio.run.id, lang=language)
+    shown = texts_of(test)
+    assert test.selectbox(key="training").options[0] == known["train.newest"].format(name=job.title)
+    assert known["train.caution"] in shown
+    what = "error" if task == "regression" else "accuracy"
+    told = own[f"validation_{what}"]
+    assert f"{known[f'train.column.validation_{what}']} **{told:.4g}**" in shown or f"**{told:.1%}**" in shown
+    table = test.dataframe[0].value
+    assert table["name"][0] == known["train.run_in_view"].format(name=task)
+    assert table["name"][1] == folder.name
+    assert table[f"validation_{what}"][0] == table[f"validation_{what}"][1] == told
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_list_is_left_out_and_a_score_weighs(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    """What is done without them is analysed at a click, and what its training left out is offered to be left out again."""
+    studio, look = studios[task], viewer(studios[task].place.root, monkeypatch)
+    place, run = studio.place, studio.run
+    chosen = run.view().ranked(run.view().self_influence()).head(2)
+    written, _ = place.export_exclusions(run, chosen, {"rule": "suspect"})
+    test = look("train", run=run.id, without=written.name, weigh="self_influence")
+    weights = weights_by(run.view().self_influence())
+    assert texts("en")["train.weigh.words"].format(
+        n=int((weights < 1).sum()), total=len(weights), mean=weights.mean(), least=weights.min()
+    ) in texts_of(test)
+    test.number_input(key=f"epochs.{run.id}").set_value(4)
+    test.text_input(key=f"name.{run.id}").set_value("without two: ../../etc")
+    job = started(studio, test)
+    assert job.result is not None
+    told = job.result["exclusions"]
+    assert (told["file"], sorted(told["matched"])) == (written.name, sorted(chosen["id"]))
+    assert (told["weighted_by"], told["weighting_run"]) == ("self_influence", run.id)
+    whole = len(run.splits["train"]) if task != "ranking" else len(run.train_pairs)
+    assert job.result["train_pairs" if task == "ranking" else "train_samples"] == whole - 2
+    epochs = [entry["epoch"] for entry in job.result["history"]]
+    assert epochs == [0, 1, 2, 3, 4]  # not the run's, which ended earlier
+    test = look("train", run=run.id, training=job.id)
+    shown = texts_of(test)
+    assert plain(written.name) in shown
+    assert texts("en")["train.weighted"].format(n=told["weighted"], by="By self-influence", run=run.id) in shown
+    test.button(key="analyse").click().run()
+    assert not test.exception
+    assert not test.error
+    analysis = place.jobs(1)[0]
+    assert analysis.kind == "analysis"
+    place.queue.wait(analysis.id)
+    analysed = place.run(str(analysis.run_id))
+    assert analysed.recipe.checkpoints.folder == Path(job.result["folder"])
+    assert analysed.name == "without two: ../../etc"
+    assert Path(job.result["folder"]).parent == place.root / "trainings"
+    assert Path(job.result["folder"]).name.startswith("without_two_etc_2")
+    again = look("train", run=analysed.id)
+    assert again.checkbox(key="again").value
+    assert "2" in again.checkbox(key="again").label
+    once_more = started(Studio(place, analysed), again).result
+    assert once_more is not None
+    assert sorted(once_more["exclusions"]["matched"]) == sorted(chosen["id"])
+    everything = look("train", run=analysed.id, again="False")
+    job = started(Studio(place, analysed), everything)
+    assert job.result is not None
+    assert not job.result["exclusions"].get("matched")
+
+
+def test_a_text_file_is_a_list(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that names nothing of the data is refused; of another it is said what named nothing."""
+    studio, look = studios["regression"], viewer(studios["regression"].place.root, monkeypatch)
+    train, other = (studio.run.splits[side]["id"].iloc[0] for side in ("train", "validation"))
+    file = studio.place.root / "recordings" / "mine.txt"
+    file.write_text("nobody\n", encoding="utf-8")
+    page.choosing.places.clear()
+    test = look("train", run=studio.run.id, without="file", file="workspace/recordings/mine.txt")
+    test.button(key="start_training").click().run()
+    assert "nobody" in test.error[0].value
+    file.write_text(f"{train}\n{other}\nnobody\n", encoding="utf-8")
+    job = started(studio, look("train", run=studio.run.id, without="file", file="workspace/recordings/mine.txt"))
+    shown = texts_of(look("train", run=studio.run.id, training=job.id))
+    known = texts("en")
+    assert known["train.elsewhere"].format(n=1, lines=plain(other)) in shown
+    assert known["train.unmatched"].format(n=1, lines="nobody") in shown
+    file.unlink()
+    page.choosing.places.clear()
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    # address; loss and its settings; what the training then recorded
+    "smoothed": ({"task": "classification", "y": "kind"}, "label_smoothing", {"smoothing": 0.2}),
+    "of one output": ({"task": "classification", "y": "two"}, "binary_cross_entropy", {}),
+    "huber": ({"task": "regression", "y": "number"}, "huber", {"delta": 0.25}),
+    "ghm": ({"task": "ranking", "y": "order"}, "ghm", {"margin": 1.5, "ghm_bins": 5, "ghm_alpha": 0.5}),
+    "logistic": ({"task": "ranking", "y": "order"}, "logistic", {"margin": 0.5}),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_data_are_trained_on_and_analysed(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    """Whatever loss is chosen, with its own settings, is what is trained by, and what the analysis is of."""
+    studio, look = studios["ranking"], viewer(studios["ranking"].place.root, monkeypatch)
+    address, loss, own = OTHERS[case]
+    task = address["task"]
+    test = look(
+        "train", **{"from": "data"}, kind="arrays", data="workspace/recordings/points.npz", model="mlp", hidden="5", **address
+    )
+    assert not test.error
+    test.selectbox(key=f"loss.{task}").set_value(loss).run()
+    for name, value in {**own, "epochs": 3, "seed": 8}.items():
+        test.number_input(key=f"{name}.{task}").set_value(value)
+    job = started(studio, test)
+    assert job.result is not None
+    usual = TrainingSettings() if task == "ranking" else SampleSettings(loss=loss)  # type: ignore[arg-type]
+    settings = job.result["settings"]
+    assert {name: settings[name] for name in (*own, "loss", "epochs", "seed")} == {**own, "loss": loss, "epochs": 3, "seed": 8}
+    assert settings["learning_rate"] == usual.learning_rate
+    assert [entry["epoch"] for entry in job.result["history"]] == [0, 1, 2, 3]
+    run = studio.place.compute(Recipe.from_toml(Path(job.result["recipe"])))
+    assert isinstance(run, Run)
+    assert (run.loss.name, run.task) == (loss, task)
+    assert all(getattr(run.loss, name) == pytest.approx(value) for name, value in own.items())
+
+
+def test_a_training_that_learns_nothing_is_said_to(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch) -> None:
+    studio, look = studios["ranking"], viewer(studios["ranking"].place.root, monkeypatch)
+    test = look("train", run=studio.run.id)
+    test.number_input(key=f"learning_rate.{studio.run.id}").set_value(1e3)
+    job = started(studio, test)
+    assert job.result is not None
+    first, last = job.result["history"][0], job.result["history"][-1]
+    better = last["validation_loss"] < first["validation_loss"] or last["validation_accuracy"] > first["validation_accuracy"]
+    told = [warning.value for warning in look("train", run=studio.run.id, training=job.id).warning]
+    assert (texts("en")["train.not_learnt"] in told) != better
+    assert not page.learnt(
+        [{"validation_loss": 1.0, "validation_accuracy": 0.5}, {"validation_loss": 1.0, "validation_accuracy": 0.5}]
+    )
+    assert page.learnt([{"validation_loss": 1.0, "validation_accuracy": 0.5}, {"validation_loss": 2.0, "validation_accuracy": 0.6}])
+    assert page.learnt([{"train_loss": 1.0}, {"train_loss": 2.0}])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_went_wrong_is_told_and_can_be_tried_again(
+    studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch, language: str
+) -> None:
+    studio, look = studios["regression"], viewer(studios["regression"].place.root, monkeypatch)
+    test = look("train", run=studio.run.id, lang=language)
+    test.number_input(key=f"learning_rate.{studio.run.id}").set_value(1e3)
+    test.button(key="start_training").click().run()
+    job = studio.place.jobs(1)[0]
+    with pytest.raises(Exception, match="learning rate"):
+        studio.place.queue.wait(job.id)
+    test = look("train", run=studio.run.id, lang=language)
+    assert plain(str(studio.place.job(job.id).error)) in texts_of(test)
+    assert test.button(key=f"resume.{job.id}").label == texts(language)["job.resume"]
+
+
+def test_a_run_of_drawn_pairs_is_analysed_over_all_that_are_trained_on(studios: dict[str, Studio]) -> None:
+    """This product trains on all pairs, whatever the run's own training drew."""
+    place, run = studios["ranking"].place, studios["ranking"].run
+    recipe = run.recipe.to_dict()
+    recipe["task"] |= {"pairs": "drawn", "draw_seed": 5}
+    job = place.queue.wait(place.start_training(Recipe.from_dict(recipe), settings=SETTINGS).id)
+    assert job.result is not None
+    task = Recipe.from_toml(Path(job.result["recipe"])).task
+    assert (task.pairs, task.draw_seed) == (None, None)  # type: ignore[union-attr]
+
+
+@pytest.mark.browser
+def test_in_a_browser_a_training_is_started_watched_and_analysed(
+    page: Page, serve: Callable[..., Server], studios: dict[str, Studio]
+) -> None:
+    """Another seed than the run's; the page goes on by itself, and the analysis becomes the newest run."""
+    place, run = studios["classification"].place, studios["classification"].run
+    server = serve(place.root)
+    visit(page, f"{server.url}/train?run={run.id}")
+    seed = page.get_by_label("Seed", exact=True)
+    seed.fill("77")
+    seed.press("Enter")
+    idle(page)
+    before = {job.id for job in place.jobs(100)}
+    page.get_by_role("button", name="Start the training").click()
+    expect(page.get_by_text("seed 77")).to_be_visible(timeout=60_000)  # of the newest training, which is looked at by itself
+    (job,) = (job for job in place.jobs(100) if job.id not in before)
+    assert job.state == "done"
+    assert job.result is not None
+    assert job.result["settings"]["seed"] == 77
+    idle(page)
+    page.get_by_role("button", name="Analyse these checkpoints").click()
+    expect(page.get_by_role("combobox", name="Run")).to_be_visible()
+    page.wait_for_timeout(500)
+    idle(page)
+    analysis = place.jobs(1)[0]
+    assert analysis.kind == "analysis"
+    place.queue.wait(analysis.id)
+    analysed = place.run(str(analysis.run_id))
+    assert analysed.recipe.checkpoints.folder == Path(job.result["folder"])
+    expect(page.get_by_test_id("stException")).to_have_count(0)
