@@ -277,7 +277,7 @@ def row(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
         **scores,
         "samples": left.get("samples"),
         "pairs": left.get("pairs"),
-        "by": t(f"train.weigh.{left['weighted_by']}") if left.get("weighted_by") else None,
+        "by": t(f"train.weigh.{left['weighted_by']}") if left.get("weighted_by") else "",
         **chosen,
     }
 
@@ -292,7 +292,7 @@ def table(trained: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         trained = {name: told for name, told in trained.items() if name != run.recipe.checkpoints.folder.name}
     rows += [row(name, told) for name, told in trained.items()]
     found = pd.DataFrame(rows)
-    return found.loc[:, [bool((found[name].notna() & (found[name] != 0)).any()) for name in found]]
+    return found.loc[:, [bool((found[name].notna() & ~found[name].isin([0, ""])).any()) for name in found]]
 
 
 def columns() -> dict[str, Any]:
@@ -300,7 +300,7 @@ def columns() -> dict[str, Any]:
     named: dict[str, Any] = {
         name: t(f"train.column.{name}") for name in ("samples", "pairs", "by", "validation_error", "test_error")
     }
-    named["name"] = st.column_config.TextColumn(t("train.column.name"), width="medium")
+    named["name"] = st.column_config.TextColumn(t("train.column.name"), width=340)
     named |= {name: t(f"train.{name}") for name in ("epochs", "learning_rate", "seed")} | {"loss": t("compute.loss")}
     for side in ("validation", "test"):
         named[f"{side}_accuracy"] = st.column_config.NumberColumn(t(f"train.column.{side}_accuracy"), format="percent")
@@ -314,7 +314,7 @@ def one_result(job: Job) -> None:
         st.badge(t("run.simulated"), icon=":material/science:", color="orange", help=t("run.simulated.help"))
     st.markdown(in_words(told))
     left_out(told.get("exclusions") or {})
-    if not learnt(told["history"]):
+    if not learnt(told["history"], told["split"].get("validation", 0)):
         st.warning(t("train.not_learnt"), icon=":material/casino:")
     history = pd.DataFrame(told["history"])
     what = "error" if "train_error" in history else "accuracy"
@@ -337,12 +337,17 @@ def one_result(job: Job) -> None:
         )
 
 
-def learnt(history: list[dict[str, float]]) -> bool:
-    """Whether anything got better on the validation side; where that is not measured, it may have."""
+def learnt(history: list[dict[str, float]], samples: int) -> bool:
+    """Whether the validation side's loss fell, or its accuracy rose by more than two standard errors of a share of so many samples.
+
+    Where neither is measured, they may have.
+    """
     first, last = history[0], history[-1]
-    signs = {"validation_loss": -1, "validation_error": -1, "validation_accuracy": 1}
-    known = [sign * (last[name] - first[name]) for name, sign in signs.items() if name in first and name in last]
-    return not known or max(known) > 0
+    if "validation_loss" not in first:
+        return True
+    fell = last["validation_loss"] < first["validation_loss"]
+    rose = last.get("validation_accuracy", 0.0) - first.get("validation_accuracy", 0.0)
+    return bool(fell or rose > 2 * np.sqrt(0.25 / max(samples, 1)))
 
 
 def in_words(told: Mapping[str, Any]) -> str:
