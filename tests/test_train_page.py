@@ -150,6 +150,10 @@ def test_a_text_file_is_a_list(studios: dict[str, Studio], monkeypatch: pytest.M
     studio, look = studios["regression"], viewer(studios["regression"].place.root, monkeypatch)
     train, other = (studio.run.splits[side]["id"].iloc[0] for side in ("train", "validation"))
     file = studio.place.root / "recordings" / "mine.txt"
+    page.choosing.places.clear()
+    nothing = look("train", run=studio.run.id, without="file")
+    assert texts("en")["compute.no_list"].format(roots="workspace") in [info.value for info in nothing.info]
+    assert "start_training" not in {button.key for button in nothing.button}, "it would train on everything"
     file.write_text("nobody\n", encoding="utf-8")
     page.choosing.places.clear()
     test = look("train", run=studio.run.id, without="file", file="workspace/recordings/mine.txt")

@@ -96,8 +96,11 @@ def as_the_run(run: Run) -> Asked:
     return Asked({**sections, "task": task}, settings, tuple(assumed), run)
 
 
-def choose_examples(run: Run) -> dict[str, Any]:
-    """What of the run's training side is left out, and what counts less: keyword arguments of `Workspace.start_training`."""
+def choose_examples(run: Run) -> dict[str, Any] | None:
+    """What of the run's training side is left out, and what counts less: keyword arguments of `Workspace.start_training`.
+
+    None, said, where a text file is asked for and there is none.
+    """
     written = session.workspace().exported_exclusions(run)
     lists = {str(row["text"].name): row for _, row in written.iterrows()}
     labels = {EVERYTHING: t("train.without.none"), FILE: t("train.without.file")}
@@ -114,7 +117,10 @@ def choose_examples(run: Run) -> dict[str, Any]:
     )
     if chosen == FILE:
         uploads.offer("train", on_new=choosing.places.clear)
-        told["exclusions_file"] = choosing.choose_place("list", key="file")
+        file = choosing.choose_place("list", key="file")
+        if file is None:
+            return None
+        told["exclusions_file"] = file
     elif chosen != EVERYTHING:
         told["exclusions_file"] = Path(lists[chosen]["text"])
     earlier = sorted(left_out_before(run))
@@ -193,10 +199,12 @@ def number(asked: Asked, name: str, usual: float) -> float:
 
 def start(asked: Asked) -> None:
     """What is left out, the settings, how long it takes; and the button."""
-    examples: dict[str, Any] = {}
+    examples: dict[str, Any] | None = {}
     if asked.run is not None:
         st.subheader(t("train.examples"))
         examples = choose_examples(asked.run)
+    if examples is None:
+        return
     st.subheader(t("train.settings"))
     settings = choose_settings(asked)
     told = t("train.name.placeholder")
