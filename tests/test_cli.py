@@ -141,7 +141,9 @@ def test_training_leaves_out_what_the_list_names_and_keeps_the_split(shell: Shel
     kept = run.train_pairs[(run.train_pairs["id1"] != sample) & (run.train_pairs["id2"] != sample)]
     assert f"18 train, 12 validation, 6 test samples; trained on 17 samples in {len(kept) - 1} pairs" in answer.stdout
     assert stored_splits(shell, run) == splits != {}
-    assert sorted(path.name for path in (shell.home / "retrained").glob("*.pt")) == [f"model_epoch_{epoch}.pt" for epoch in (0, 1, 2)]
+    assert sorted(path.name for path in (shell.home / "retrained").glob("*.pt")) == [
+        f"model_epoch_{epoch}.pt" for epoch in (0, 1, 2)
+    ]
     content = torch.load(shell.home / "retrained" / "model_epoch_2.pt", weights_only=True)
     assert (content["args"]["exclusions_file"], content["args"]["margin"]) == ("mine.txt", 10.0)
     assert (

@@ -10,6 +10,7 @@ from test_preconditioning import dense, matrix_rows
 from torch import Tensor, nn
 
 from tracin_core.engine import ekfac
+from tracin_core.engine.kernel import tangent_kernel
 from tracin_core.errors import DataError, MachineError
 
 
@@ -127,3 +128,21 @@ def test_bases_that_do_not_fit_into_memory_are_refused_before_they_are_computed(
     model = nn.Sequential(nn.Linear(300_000, 2))
     with pytest.raises(MachineError, match=r"the layer '0' alone has bases of 2 x 2 and 300001 x 300001\. Free memory"):
         ekfac.fisher(model, [torch.zeros(2, 300_000)], "softmax")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_model_that_is_one_layer_has_the_curvature_of_that_layer_among_others(bias: bool) -> None:
+    """Its path is empty and its parameters' names have no dot."""
+    case = Case(lambda: nn.Linear(3, 4, bias=bias), image(3), (4,))
+    alone, samples = model_of(case), samples_of(case, 12)
+    found = ekfac.fisher(alone, [samples], "softmax", batch_size=5)
+    within = ekfac.fisher(nn.Sequential(alone), [samples], "softmax", batch_size=5)
+    assert set(found.bases) == {""}
+    torch.testing.assert_close(found.eigenvalues[""], within.eigenvalues["0"], **FLOAT64)
+    assert found.mean == pytest.approx(within.mean)
+    cotangent = torch.linspace(-1, 1, 48, dtype=torch.float64).reshape(12, 4)
+    one, other = (
+        tangent_kernel(model, samples, left_cotangent=cotangent, precondition=curvature.relative_inverse(0.3))
+        for model, curvature in ((alone, found), (nn.Sequential(alone), within))
+    )
+    torch.testing.assert_close(one, other, **FLOAT64)

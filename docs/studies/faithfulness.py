@@ -166,7 +166,8 @@ def published(place: Workspace, subsets: int, dampings: Sequence[float]) -> tupl
         runs[f"ekfac, damping {damping:g}"] = computed(place, Recipe.from_dict(told), settings)
     samples = runs["tracin"].samples
     with np.load(recipe.data.place) as arrays:
-        inputs, labels = arrays["x"], arrays["y"]
+        rows_of = pd.Index(arrays["id"]).get_indexer(samples["id"])
+        inputs, labels = arrays["x"][rows_of], arrays["y"][rows_of]
     tests = np.flatnonzero(samples["split"] == "validation")
     names = runs["tracin"].splits["train"]["id"].to_numpy(dtype=object)
     kept = np.zeros((subsets, len(names)))

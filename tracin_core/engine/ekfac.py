@@ -22,7 +22,7 @@ from tracin_core.engine.gradients import Gradients
 from tracin_core.engine.kernel import model_outputs, selected
 from tracin_core.engine.layers import Factor, Outer
 from tracin_core.engine.memory import enough_memory
-from tracin_core.engine.preconditioning import KroneckerFactor, Precondition, in_parameter_order, rotated
+from tracin_core.engine.preconditioning import KroneckerFactor, Precondition, in_parameter_order, own_name, rotated
 from tracin_core.errors import CheckpointError, DataError, MachineError
 
 Bases = dict[str, tuple[Tensor, Tensor]]
@@ -176,11 +176,11 @@ def kronecker_bases(gradients: Gradients, sides: Iterable[Side]) -> Bases:
         for batch in side.batches:
             for layer, factor in matrix_layers(gradients, gradients.factors(side, batch)):
                 inputs, outputs = (part.flatten(0, 1) for part in in_parameter_order(factor))
-                if f"{layer}.bias" in gradients.parameters:
+                if own_name(layer, "bias") in gradients.parameters:
                     inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
                 squares = in_double(outputs.T @ outputs), in_double(inputs.T @ inputs)
                 sums[layer] = tuple(map(torch.add, sums[layer], squares)) if layer in sums else squares  # type: ignore[assignment]
-    like = {layer: gradients.parameters[f"{layer}.weight"] for layer in sums}
+    like = {layer: gradients.parameters[own_name(layer, "weight")] for layer in sums}
     return {layer: (eigenvectors(b).to(like[layer]), eigenvectors(a).to(like[layer])) for layer, (b, a) in sums.items()}
 
 
@@ -191,7 +191,7 @@ def second_moments(gradients: Gradients, sides: Iterable[Side], bases: Bases) ->
         for batch in side.batches:
             factors = gradients.factors(side, batch)
             for layer in bases:
-                weight, bias = (factors.pop(f"{layer}.{own}", None) for own in ("weight", "bias"))
+                weight, bias = (factors.pop(own_name(layer, own), None) for own in ("weight", "bias"))
                 if weight is not None:  # else no sample of this batch reaches the layer
                     sums[layer] = sums[layer] + in_double(squares_in_bases(weight, bias, *bases[layer]))
             for name, factor in factors.items():
@@ -224,7 +224,7 @@ def matrix_layers(gradients: Gradients, factors: dict[str, Factor]) -> Iterator[
 
 def whole(gradients: Gradients, layer: str) -> bool:
     """Whether all parameters of the layer are chosen, so that its gradient is one matrix."""
-    return all(f"{layer}.{own}" in gradients.names for own, _ in gradients.modules[layer].named_parameters(recurse=False))
+    return all(own_name(layer, own) in gradients.names for own, _ in gradients.modules[layer].named_parameters(recurse=False))
 
 
 def in_double(values: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ def sizes_of(model: nn.Module, side: Side) -> tuple[dict[str, tuple[int, int]], 
             found = matrix_layers(gradients, gradients.factors(side, few))
             parameters = gradients.parameters
             return {
-                layer: (factor.outputs.shape[-1], factor.inputs.shape[-1] + (f"{layer}.bias" in parameters))
+                layer: (factor.outputs.shape[-1], factor.inputs.shape[-1] + (own_name(layer, "bias") in parameters))
                 for layer, factor in found
             }
 

@@ -109,11 +109,11 @@ class Preconditioner:
         """The gradients D^(1/2) g of so many samples; those of a layer's bias are part of its weight's."""
         changed = dict(factors)
         for layer, kronecker in self.kroneckers.items():
-            weight = changed.pop(f"{layer}.weight", None)
-            bias = changed.pop(f"{layer}.bias", None)
+            weight = changed.pop(own_name(layer, "weight"), None)
+            bias = changed.pop(own_name(layer, "bias"), None)
             if weight is None:
                 continue  # no sample of this batch reaches the layer
-            changed[f"{layer}.weight"] = Formed(kronecker.root(weight, bias))
+            changed[own_name(layer, "weight")] = Formed(kronecker.root(weight, bias))
         for name in self.origins.keys() & set(self.names) - changed.keys():  # which no sample of this batch reaches
             changed[name] = Formed(self.diagonals[name].new_zeros(count, *self.diagonals[name].shape))
         for name in self.diagonals.keys() & changed.keys():
@@ -125,10 +125,10 @@ class Preconditioner:
 
     def _fitting(self, layer: str, factor: KroneckerFactor) -> KroneckerFactor:
         """The factor in the type and on the device of the layer that it fits."""
-        weight, bias = (self.parameters.get(f"{layer}.{own}") for own in ("weight", "bias"))
+        weight, bias = (self.parameters.get(own_name(layer, own)) for own in ("weight", "bias"))
         shape = (0, 0) if weight is None else (len(weight), weight[0].numel() + (bias is not None))
         bases = (*factor.outputs.shape, *factor.inputs.shape)
-        partly = bias is not None and not {f"{layer}.weight", f"{layer}.bias"} <= set(self.names)
+        partly = bias is not None and not {own_name(layer, "weight"), own_name(layer, "bias")} <= set(self.names)
         partly |= weight is not None and bias is not None and len(bias) != len(weight)  # a transposed convolution's
         if weight is None or bases != (shape[0], shape[0], shape[1], shape[1]) or partly:
             raise UnknownParameterError(
@@ -138,6 +138,11 @@ class Preconditioner:
             )
         scales = positive(layer, factor.scales, weight, shape)
         return KroneckerFactor(factor.outputs.to(weight), factor.inputs.to(weight), scales)
+
+
+def own_name(layer: str, own: str) -> str:
+    """The name of a layer's own parameter; the path of a model that is one layer is empty."""
+    return f"{layer}.{own}" if layer else own
 
 
 def positive(name: str, scales: Tensor, parameter: Tensor | None, shape: tuple[int, ...] | None = None) -> Tensor:

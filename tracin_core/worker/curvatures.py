@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tracin_core.data.files import read_json, write_json
 from tracin_core.errors import CheckpointError
@@ -16,6 +16,8 @@ from tracin_core.worker.checkpoints import load_checkpoint
 
 if TYPE_CHECKING:
     from tracin_core.engine.ekfac import Outcome
+
+FORM: Final = "2"  # of the curvature: raised with what can alter it; 2: a model that is one layer has that layer's bases
 
 
 def with_curvatures(
@@ -57,6 +59,7 @@ def with_curvatures(
         "threads": engine.threads,
         "device": engine.device,
         "engine": ENGINE_VERSION,
+        "form": FORM,
         "torch": version("torch"),
     }
     store, found = progress.workspace.root / "checkpoints", []
