@@ -24,6 +24,7 @@ from tracin_core.records.runs import Run
 from tracin_core.records.store import digest_of
 from tracin_core.records.trainings import saved_epochs, settings_of
 from tracin_core.scores.evaluation import SHARES, Interval, interval, recovery
+from tracin_core.training_settings import OF_LOSS
 
 if TYPE_CHECKING:
     from tracin_core.records.workspace import Workspace
@@ -195,10 +196,21 @@ def calibration_settings(run: Run) -> tuple[dict[str, Any], list[str]]:
 
 
 def subject_of(run: Run) -> str:
-    """Names the data (contents, targets, sides), the model and the task with its loss: what a recommendation is about."""
-    recipe, samples = run.recipe, run.samples
-    data = samples[["id", "digest", "target", "split"]].astype(str).sort_values("id").to_numpy().tolist()
-    return digest_of([data, recipe.model.model_dump(mode="json"), recipe.task.model_dump(mode="json"), run.manifest.loss])
+    """Names the data (contents, targets, sides), the model and the task with its loss: what a recommendation is about.
+
+    The loss is the run's, whether its recipe says it or its checkpoints record it: of the two ways to write it neither is another task.
+    """
+    return _subject(run, run.recipe.task.model_dump(mode="json", exclude={*OF_LOSS, "ghm_batch"}))
+
+
+def subjects_of(run: Run) -> set[str]:
+    """`subject_of`, and what it was in earlier versions, which took a loss in the recipe for another than the same one recorded."""
+    return {subject_of(run), _subject(run, run.recipe.task.model_dump(mode="json"))}
+
+
+def _subject(run: Run, task: dict[str, Any]) -> str:
+    data = run.samples[["id", "digest", "target", "split"]].astype(str).sort_values("id").to_numpy().tolist()
+    return digest_of([data, run.recipe.model.model_dump(mode="json"), task, run.manifest.loss])
 
 
 # ---- what came of it ----------------------------------------------------------------------------------------------------------------
@@ -344,8 +356,8 @@ def _ends(found: Interval, *, lowest: float) -> dict[str, float]:
 def calibrations(place: "Workspace", run: Run) -> list[Calibration]:
     """The finished calibrations of the run's data, model and task, newest first, and those of the run itself before it changed."""
     found = [read_calibration(file) for file in folder_of(place).glob("*/result.json")]
-    subject = subject_of(run)
-    ours = [one for one in found if one is not None and (one.subject == subject or one.run_id == run.id)]
+    subjects = subjects_of(run)
+    ours = [one for one in found if one is not None and (one.subject in subjects or one.run_id == run.id)]
     return sorted(ours, key=lambda one: -one.created)
 
 
@@ -359,8 +371,8 @@ def recommended_score(place: "Workspace", run: Run) -> str | None:
     """
     if run.kind == "scores" or run.precondition != "none" or not has_calibrations(place):
         return None
-    subject = subject_of(run)
-    newest = next((one for one in calibrations(place, run) if one.subject == subject), None)
+    subjects = subjects_of(run)
+    newest = next((one for one in calibrations(place, run) if one.subject in subjects), None)
     return None if newest is None else newest.recommendation().score
 
 
