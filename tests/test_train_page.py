@@ -18,6 +18,8 @@ from pages.shared.i18n import LANGUAGES, texts
 from pages.shared.session import plain
 from tracin_core.data.files import read_json
 from tracin_core.recipe import Recipe
+from tracin_core.records.calibrations import subject_of
+from tracin_core.records.differences import differ_only_in_seed, differences
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
 from tracin_core.records.workspace import open_workspace
@@ -145,6 +147,21 @@ def test_a_list_is_left_out_and_a_score_weighs(studios: dict[str, Studio], monke
     assert not job.result["exclusions"].get("matched")
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_another_seed_is_known_as_one(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    """Whether the recipe said the loss or the checkpoints record it: noise between seeds, and one subject of calibrations."""
+    studio, look = studios[task], viewer(studios[task].place.root, monkeypatch)
+    test = look("train", run=studio.run.id)
+    test.number_input(key=f"seed.{studio.run.id}").set_value(SETTINGS["seed"] + 1)
+    job = started(studio, test)
+    assert job.result is not None
+    analysed = studio.place.compute(Recipe.from_toml(Path(job.result["recipe"])))
+    assert isinstance(analysed, Run)
+    assert differences(studio.run, analysed) == {"arguments.seed": ("3", "4")}
+    assert differ_only_in_seed(studio.run, analysed)
+    assert subject_of(studio.run) == subject_of(analysed)
+
+
 def test_a_text_file_is_a_list(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch) -> None:
     """One that names nothing of the data is refused; of another it is said what named nothing."""
     studio, look = studios["regression"], viewer(studios["regression"].place.root, monkeypatch)
@@ -211,6 +228,40 @@ def test_a_training_that_learns_nothing_is_said_to(studios: dict[str, Studio], m
     assert job.result["history"][-1]["validation_accuracy"] <= 0.5
     told = [warning.value for warning in look("train", run=studio.run.id, training=job.id).warning]
     assert told == [texts("en")["train.not_learnt"]]
+
+
+def test_every_training_has_its_row_and_zeros_are_told(studios: dict[str, Studio]) -> None:
+    """Folders of one name are two; a seed of 0 and an accuracy of 0 are numbers."""
+    run = studios["ranking"].run
+    folder = run.recipe.checkpoints.folder
+    own = read_json(folder / "training.json")
+    never = {**own, "validation_accuracy": 0.0, "settings": {**own["settings"], "seed": 0}}
+    elsewhere = [{**never, "folder": f"/{place}/{folder.name}"} for place in ("a", "b")]
+    found = page.table(run, [*elsewhere, {**own, "folder": str(folder)}])
+    assert found["name"].tolist()[1:] == [folder.name] * 2
+    assert found["seed"].tolist() == [3, 0, 0]
+    found = page.table(None, elsewhere)
+    assert found["validation_accuracy"].tolist() == [0.0, 0.0]
+    assert found["seed"].tolist() == [0, 0]
+    assert not {"samples", "pairs", "by", "validation_error"} & set(found)
+
+
+def test_a_setting_that_a_run_records_is_offered_as_it_is() -> None:
+    """A momentum of 0 is not taken for a setting in whole numbers, and a seed beyond the usual is no reason to refuse the page."""
+    usual: dict[str, float] = {"momentum": 0, "learning_rate": 1, "seed": 2**32 - 1, "epochs": 3}
+
+    def offered(usual: dict[str, float]) -> None:
+        from pages.shared import training
+
+        for name, value in usual.items():
+            training.number(training.Asked({"task": {"kind": "ranking"}}), name, value)
+
+    test = AppTest.from_function(offered, args=(usual,)).run()
+    assert not test.exception
+    for name, value in usual.items():
+        shown = test.number_input(key=f"{name}.ranking")
+        assert (shown.value, type(shown.value)) == (value, type(page.RANGES[name][0]))
+        assert shown.step > 0
 
 
 @pytest.mark.parametrize(
