@@ -107,6 +107,16 @@ def test_a_calibration_speaks_of_the_score(studio: Studio, figures: list[tuple[f
         file.unlink()
 
 
+def test_an_auroc_is_told_between_0_and_1(studio: Studio) -> None:
+    wide = [(0.95, 0.1), (0.05, 0.1), (0.5, 0.1)]
+    file = keep(studio.place, calibrated({"worst_influence": wide, "random": CHANCE}, subject=subject_of(studio.run), created=9e9))
+    try:
+        (found,) = evidence(studio.place, studio.run, RULE)
+        assert (found.verdict, found.found.low, found.found.high) == ("unproven", 0.0, 1.0)
+    finally:
+        file.unlink()
+
+
 def test_harm_goes_out_with_a_reason_that_stays_with_the_list(studio: Studio, measured: Callable[..., None]) -> None:
     chosen = studio.run.view().exclusions(**RULE)
     measured("harms")

@@ -6,7 +6,7 @@ errors; the one that is recommended is kept for every run of the same data, mode
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -277,6 +277,12 @@ class Calibration:
     def figure(self, score: str, figure: str) -> Interval:
         """Its mean over the seeds, with the 95 % t-interval."""
         return interval(self.figures(score, figure))
+
+    def shown(self, score: str, figure: str) -> Interval:
+        """The same, its ends cut at 0 and 1, between which every figure lies."""
+        found = self.figure(score, figure)
+        ends = _ends(found, lowest=0.0)
+        return replace(found, low=ends["_low"], high=ends["_high"])
 
     def against(self, score: str, other: str, figure: str = "average_precision") -> Interval:
         """The difference of two scores, paired by seed."""

@@ -86,7 +86,7 @@ def _of_retraining(result: Retraining) -> Evidence:
 
 def _of_calibration(result: Calibration, score: str) -> Evidence:
     """A score harms where it lists what is sound before what is wrong: its AUROC's interval stays below that of chance."""
-    auroc = result.figure(score, "auroc")
+    auroc = result.shown(score, "auroc")
     verdict: Verdict = "harms" if auroc.high < CHANCE else "helps" if result.is_reliable(score) else "unproven"
     return Evidence("calibration", result.number, verdict, score, "auroc", result.noise, auroc)
 
