@@ -14,12 +14,16 @@ FOLLOWED: Final = ("epochs", "learning_rate", "schedule", "momentum", "batch_pai
 
 
 def own_training(run: Run) -> dict[str, Any] | None:
-    """What the training beside the run's checkpoints measured; None where it is not there, or is of other checkpoints than the run's."""
+    """What the training beside the run's checkpoints measured; None where it is not there, or is of other checkpoints than the run's.
+
+    The run may read some of them alone, and end before the training did.
+    """
     told = training_record(Path(run.recipe.checkpoints.folder) / "training.json")
     if told is None or run.checkpoints.empty:
         return None
-    last, recorded = told["history"][-1], run.checkpoints.iloc[-1]
-    same = last.get("epoch") == int(recorded["epoch"]) and last.get("validation_loss") == recorded.get("validation_loss")
+    recorded = run.checkpoints.iloc[-1]
+    measured = next((entry for entry in told["history"] if entry.get("epoch") == int(recorded["epoch"])), None)
+    same = measured is not None and measured.get("validation_loss") == recorded.get("validation_loss")
     return told if same else None
 
 
