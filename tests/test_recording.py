@@ -98,6 +98,7 @@ def test_such_a_training_is_analysed_like_one_of_ours(
             for point in run.manifest.checkpoints
         )
         strange = copy.copy(run)
+        vars(strange).pop("training")  # known of the arguments before
         strange.manifest = replace(run.manifest, checkpoints=recorded)
         settings, assumed = settings_of(strange)
         assert {name: settings.get(name) for name in told} == {"schedule": None, "momentum": 0.5, "epochs": 3, "learning_rate": 1}
