@@ -57,6 +57,7 @@ DOORS = {
         "tracin_core.errors",
         "tracin_core.recipe",
         "tracin_core.__version__",
+        "tracin_core.training_settings",
     ),
     "tracin_core/records/report": (
         "tracin_core.records",

@@ -548,6 +548,17 @@ def test_that_nothing_is_reliable_says_more_where_two_seeds_could_not_tell() -> 
         assert (texts("en")["calibrate.verdict.few"] in calibrating.sentence(answer)) == few
 
 
+def test_no_interval_that_is_told_leaves_what_a_share_can_be() -> None:
+    """As in the table: few seeds know nothing of 0 and 1."""
+    answer = finished({"mean_loss": [(0.95, 0.99), (0.96, 0.7), (0.97, 0.95)], "random": CHANCE})
+    assert answer.recommendation().score == "mean_loss"
+    assert answer.figure("mean_loss", "average_precision").high > 1
+    row = answer.summary().set_index("score").loc["mean_loss"]
+    low, high = (f"{row[f'average_precision_{end}']:.2f}" for end in ("low", "high"))
+    assert high == "1.00"
+    assert f"95% interval {low} to {high}" in calibrating.sentence(answer)
+
+
 def test_what_is_downloaded_holds_the_truth(found: dict[str, Calibration]) -> None:
     told = json.loads(json.dumps(found["order"].to_dict(), default=str))
     assert len(told["planted"]["1"]) == found["order"].trainings["wrong"].iloc[0]

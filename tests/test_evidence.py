@@ -18,7 +18,7 @@ from pages.shared.i18n import LANGUAGES, texts
 from tracin_core import cli
 from tracin_core.data.files import read_json, write_json
 from tracin_core.errors import ExclusionError
-from tracin_core.records.calibrations import subject_of
+from tracin_core.records.calibrations import subject_of, subjects_of
 from tracin_core.records.evidence import Evidence, _of_retraining, evidence
 
 RULE = {"threshold": -0.01, "min_occurrences": 1, "max_exclusions": 6, "pair_mode": "ranking_pair"}
@@ -91,15 +91,28 @@ def test_pairs_are_judged_by_pairs_turned_round_where_that_was_planted(studio: S
             file.unlink()
 
 
+@pytest.mark.parametrize("version", ["now", "before"])
 @pytest.mark.parametrize(("figures", "verdict"), [(GOOD, "helps"), (CHANCE, "unproven"), (WRONG_WAY, "harms")])
-def test_a_calibration_speaks_of_the_score(studio: Studio, figures: list[tuple[float, float]], verdict: str) -> None:
-    file = keep(
-        studio.place, calibrated({"worst_influence": figures, "random": CHANCE}, subject=subject_of(studio.run), created=9e9)
-    )
+def test_a_calibration_speaks_of_the_score(studio: Studio, figures: list[tuple[float, float]], verdict: str, version: str) -> None:
+    """Also one of an earlier version, whose subject named the task as the recipe wrote it."""
+    now = subject_of(studio.run)
+    (earlier,) = subjects_of(studio.run) - {now}
+    told = {"now": now, "before": earlier}
+    file = keep(studio.place, calibrated({"worst_influence": figures, "random": CHANCE}, subject=told[version], created=9e9))
     try:
         assert [(one.kind, one.verdict) for one in evidence(studio.place, studio.run, RULE)] == [("calibration", verdict)]
         suspect = {"rule": "suspect", "score": "mean_loss", "pair_mode": "ranking_pair"}
         assert evidence(studio.place, studio.run, suspect) == []
+    finally:
+        file.unlink()
+
+
+def test_an_auroc_is_told_between_0_and_1(studio: Studio) -> None:
+    wide = [(0.95, 0.1), (0.05, 0.1), (0.5, 0.1)]
+    file = keep(studio.place, calibrated({"worst_influence": wide, "random": CHANCE}, subject=subject_of(studio.run), created=9e9))
+    try:
+        (found,) = evidence(studio.place, studio.run, RULE)
+        assert (found.verdict, found.found.low, found.found.high) == ("unproven", 0.0, 1.0)
     finally:
         file.unlink()
 

@@ -296,6 +296,28 @@ def test_without_an_epoch_0_influences_are_added_up(studio: Studio, monkeypatch:
     assert said("en", "preview.first_order.no") in texts_of(look_at("threshold", run=run.id, **LINE, action="turn"))
 
 
+def test_what_was_left_out_before_adds_up_to_nothing(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaving it out again changes no training, as in the replay."""
+    listed = studio.run.view().exclusions(**RULE)["id"].tolist()[:3]
+    file, folder = studio.place.root / "exports" / "three.txt", studio.place.root / "trainings" / "three"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("\n".join(listed), encoding="utf-8")
+    settings = {"epochs": 2, "save_epochs": (1, 2)}
+    studio.place.queue.wait(
+        studio.place.start_training(studio.run.recipe, settings=settings, folder=folder, exclusions_file=file).id
+    )
+    recipe = {**studio.run.recipe.to_dict(), "name": "three", "checkpoints": {"folder": folder, "epochs": [1, 2]}}
+    run = studio.place.compute(Recipe.from_dict(recipe))
+    assert isinstance(run, Run)
+    view = run.view()
+    chosen = view.exclusions(**{**RULE, "max_exclusions": 1_000})["id"]
+    met, new = view.train_pairs["id"].isin(chosen), ~view.train_pairs["id"].isin(listed)
+    assert (met & ~new).any()
+    test = viewer(studio.place.root, monkeypatch)("threshold", run=run.id, **{**LINE, "most": 1_000})
+    assert not test.error
+    assert first_order_words(view.influence()[(met & new).to_numpy()].sum(axis=0)) in texts_of(test)
+
+
 def test_scores_from_files_have_no_kernel(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = open_workspace(tmp_path / "workspace")
     run = import_scores(place, **files_of(tmp_path))

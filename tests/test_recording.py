@@ -1,6 +1,8 @@
 """Checkpoints of other people's training loops: what they hold, against the loop itself; and the loops of the document."""
 
+import copy
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,17 @@ def test_such_a_training_is_analysed_like_one_of_ours(
             "learning_rate": 0.1, "momentum": 0.5, "batch_size": 10,
         }  # fmt: skip
         assert assumed == ["schedule"]
+        told = {"schedule": "linear", "momentum": None, "epochs": None, "learning_rate": 1}
+        recorded = tuple(
+            {**point, "arguments": {**point["arguments"], **told}, "descent": {**point["descent"], "dampening": 0.5}}
+            for point in run.manifest.checkpoints
+        )
+        strange = copy.copy(run)
+        vars(strange).pop("training")  # known of the arguments before
+        strange.manifest = replace(run.manifest, checkpoints=recorded)
+        settings, assumed = settings_of(strange)
+        assert {name: settings.get(name) for name in told} == {"schedule": None, "momentum": 0.5, "epochs": 3, "learning_rate": 1}
+        assert assumed == ["schedule", "dampening (0.5)"]  # another than this product's, which would be taken for its own
         other = recipe_of(file, tmp_path / "by_adam")
         loop(other.checkpoints.folder, build_model(other.model), x, y, "Adam")
         adam = place.compute(other)

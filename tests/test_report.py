@@ -357,16 +357,22 @@ def test_before_and_after_is_linked_by_name_and_line(place: Workspace, ranking: 
     recordings = ranking.recipe.data.place
     samples = split_samples(list_recordings(recordings, lab.MATERIAL, lab.FREQUENCY), lab.SPLIT)
     pairs = {frozenset(ends) for ends in chosen[["id1", "id2"]].itertuples(index=False)}
-    for folder, lines in (("after", chosen["id"].tolist()), ("other", chosen["id"].tolist()[:1])):
-        listed = {"file": file.name, "matched": lines, "elsewhere": [], "unmatched": []}
+    cases: list[tuple[str, list[str], dict[str, Any]]] = [
+        ("after", chosen["id"].tolist(), {}),
+        ("other", chosen["id"].tolist()[:1], {}),
+        ("weighed", chosen["id"].tolist(), {"weighted_by": "mean_loss", "weighting_run": ranking.id, "weighted": 4}),
+    ]
+    for folder, lines, weighed in cases:
+        listed = {"file": file.name, "matched": lines, "elsewhere": [], "unmatched": [], **weighed}
         train_ranker(
             read_inputs(recordings, samples), samples, place.root / "trainings" / folder, exclude_pairs=pairs, exclusion_list=listed,
             epochs=3, save_epochs=(1, 2, 3),
         )  # fmt: skip
     found = decisions.trainings(place, ranking, known)
     assert found.strange == ("other",)
-    (after,) = found.after
+    after, weighed_too = found.after
     assert (after.folder, after.pairs, after.samples, after.differing) == ("after", 3, 0, ())
+    assert (weighed_too.folder, weighed_too.differing) == ("weighed", ("weighted", "weighted_by", "weighting_run"))
     for folder, side in ((ranking.recipe.checkpoints.folder, "before"), (place.root / "trainings" / "after", "after")):
         told = json.loads((folder / "training.json").read_text(encoding="utf-8"))["history"][-1]
         assert after.measured.set_index("measure")[side].to_dict() == {name: told[name] for name in after.measured["measure"]}
@@ -377,6 +383,33 @@ def test_before_and_after_is_linked_by_name_and_line(place: Workspace, ranking: 
     sidecar.write_text("{", encoding="utf-8")
     assert "cannot be read" in decisions.lists(place, ranking, view)[0].problem
     assert "not known: it cannot be read" in report.report_markdown(ranking, place=place)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_what_the_run_itself_left_out_is_no_other_list(place: Workspace, ranking: Run, again: bool) -> None:
+    """A training without it and the list is compared; one that learnt it again differs in that besides."""
+    from tracin_core.records.trainings import own_training as known
+
+    before = known(ranking)
+    assert before is not None
+    one, two, three = ranking.train_pairs["id"].tolist()[:3]
+    ends = ranking.train_pairs[["id1", "id2"]].iloc[0].tolist()
+    told = {**before, "exclusions": {"file": None, "matched": ["_".join(ends[::-1])], "samples": 0, "pairs": 1}}
+    file = Path(ranking.recipe.checkpoints.folder) / "training.json"
+    kept = file.read_text(encoding="utf-8")
+    folder = place.root / "trainings" / f"again_{again}"
+    folder.mkdir()
+    lines = [*([one] if again else []), two, three]
+    after = {**before, "exclusions": {"file": "mine.txt", "matched": lines, "samples": 0, "pairs": len(lines)}}
+    (folder / "training.json").write_text(json.dumps(after), encoding="utf-8")
+    file.write_text(json.dumps(told), encoding="utf-8")
+    try:
+        found = decisions.trainings(place, ranking, [decisions.Listed("mine.txt", 0.0, "", "", 2, (two, three))])
+    finally:
+        file.write_text(kept, encoding="utf-8")
+        (folder / "training.json").unlink()
+    (compared,) = found.after
+    assert (compared.pairs, compared.differing) == (len(lines), () if again else ("left_out_before",))
 
 
 def test_a_training_record_of_other_checkpoints_is_not_this_runs(place: Workspace, classes: Run) -> None:

@@ -230,8 +230,13 @@ def test_what_the_runs_own_training_left_out_is_left_out_again(run: Run, place: 
     assert left_out_before(own) == set(listed)
     chosen = own.view().exclusions(**RULE)
     chosen = chosen[~chosen["id"].isin(listed)]
-    for arm in arms_of(own, chosen, draws=3, seed=0)[2:]:
-        assert not set(arm.lines) & set(listed)
+    again = own.train_pairs[own.train_pairs["id"].isin(listed)]
+    for known in (chosen, pd.concat([chosen, again])):  # what was left out before makes no list longer
+        for arm in arms_of(own, known, draws=3, seed=0)[2:]:
+            assert not set(arm.lines) & set(listed)
+            assert len(arm.lines) == len(chosen)
+    with pytest.raises(ViewError, match="left out all 5"):
+        arms_of(own, again, draws=3, seed=0)
     place.queue.wait(start_retraining(place, own, chosen, rule=RULE, seeds=2, draws=1, lasting=("epochs",)).id)
     (found,) = retrainings(place, own)
     count = len(own.train_pairs)

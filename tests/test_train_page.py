@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import lab
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import Server, idle, texts_of, visit
@@ -17,9 +19,14 @@ from pages.shared import training as page
 from pages.shared.i18n import LANGUAGES, texts
 from pages.shared.session import plain
 from tracin_core.data.files import read_json
+from tracin_core.engine.models import build_model
+from tracin_core.engine.training import train
 from tracin_core.recipe import Recipe
+from tracin_core.records.calibrations import calibrations, plant, start_calibration, subject_of
+from tracin_core.records.differences import differ_only_in_seed, differences
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
+from tracin_core.records.trainings import left_out_before, settings_of
 from tracin_core.records.workspace import open_workspace
 from tracin_core.scores.actions import weights_by
 from tracin_core.training_settings import SampleSettings, TrainingSettings
@@ -145,6 +152,61 @@ def test_a_list_is_left_out_and_a_score_weighs(studios: dict[str, Studio], monke
     assert not job.result["exclusions"].get("matched")
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_another_seed_is_known_as_one(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    """Whether the recipe said the loss or the checkpoints record it: noise between seeds, and one subject of calibrations."""
+    studio, look = studios[task], viewer(studios[task].place.root, monkeypatch)
+    test = look("train", run=studio.run.id)
+    test.number_input(key=f"seed.{studio.run.id}").set_value(SETTINGS["seed"] + 1)
+    job = started(studio, test)
+    assert job.result is not None
+    analysed = studio.place.compute(Recipe.from_toml(Path(job.result["recipe"])))
+    assert isinstance(analysed, Run)
+    assert differences(studio.run, analysed) == {"arguments.seed": ("3", "4")}
+    assert differ_only_in_seed(studio.run, analysed)
+    assert subject_of(studio.run) == subject_of(analysed)
+
+
+def test_a_run_of_some_checkpoints_is_of_its_whole_training(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those are that followed a training in progress: it is trained as long, without the same list, and read at the same epochs."""
+    studio, look = studios["classification"], viewer(studios["classification"].place.root, monkeypatch)
+    place, left = studio.place, str(studio.run.splits["train"]["id"].iloc[0])
+    file, folder = place.root / "exports" / "one.txt", place.root / "trainings" / "four"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(left, encoding="utf-8")
+    settings = {**SETTINGS, "epochs": 4, "save_epochs": (1, 2, 4)}
+    place.queue.wait(place.start_training(studio.run.recipe, settings=settings, folder=folder, exclusions_file=file).id)
+    recipe = {**studio.run.recipe.to_dict(), "name": "until 2", "checkpoints": {"folder": folder, "epochs": [0, 1, 2]}}
+    run = place.compute(Recipe.from_dict(recipe))
+    assert isinstance(run, Run)
+    assert left_out_before(run) == {left}
+    assert settings_of(run)[0]["epochs"] == 4
+    job = started(studio, look("train", run=run.id))
+    assert job.result is not None
+    assert (job.result["exclusions"]["matched"], job.result["settings"]["epochs"]) == ([left], 4)
+    analysed = place.compute(Recipe.from_toml(Path(job.result["recipe"])))
+    assert isinstance(analysed, Run)
+    assert analysed.view().self_influence().tolist() == run.view().self_influence().tolist()
+    place.queue.wait(start_calibration(place, run, share=0.2, seeds=2).id)
+    (found,) = (one for one in calibrations(place, run) if one.run_id == run.id)
+    assert found.settings["save_epochs"] == [1, 2]
+    planted = plant(run.samples, run.recipe.task, "labels", 0.2, 1)
+    trained = place.root / "trainings" / "planted"
+    inputs = np.load(run.recipe.data.place)["x"]
+    own = {**found.settings, "save_epochs": (1, 2), "seed": 1}
+    train(inputs, planted.samples, trained, model=run.recipe.model, task=run.recipe.task, **own)
+    kept = pd.read_csv(place.root / "calibrations" / found.number / "seed-1.csv").set_index("id")["self_influence"]
+    model, x = build_model(run.recipe.model), torch.from_numpy(inputs)
+    for row in np.flatnonzero(planted.samples["split"] == "train"):
+        sizes = 0.0
+        for epoch in (1, 2):
+            model.load_state_dict(torch.load(trained / f"model_epoch_{epoch}.pt", weights_only=True)["model_state_dict"])
+            p = torch.softmax(model(x[[row]]), 1)[0, int(planted.samples["label"].iloc[row])]
+            loss = -((1 - p) ** found.settings["gamma"]) * torch.log(p)
+            sizes += sum(float((part**2).sum()) for part in torch.autograd.grad(loss, list(model.parameters())))
+        assert kept[planted.samples["id"].iloc[row]] == pytest.approx(sizes, rel=1e-3)
+
+
 def test_a_text_file_is_a_list(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch) -> None:
     """One that names nothing of the data is refused; of another it is said what named nothing."""
     studio, look = studios["regression"], viewer(studios["regression"].place.root, monkeypatch)
@@ -215,6 +277,40 @@ def test_a_training_that_learns_nothing_is_said_to(studios: dict[str, Studio], m
     assert job.result["history"][-1]["validation_accuracy"] <= 0.5
     told = [warning.value for warning in look("train", run=studio.run.id, training=job.id).warning]
     assert told == [texts("en")["train.not_learnt"]]
+
+
+def test_every_training_has_its_row_and_zeros_are_told(studios: dict[str, Studio]) -> None:
+    """Folders of one name are two; a seed of 0 and an accuracy of 0 are numbers."""
+    run = studios["ranking"].run
+    folder = run.recipe.checkpoints.folder
+    own = read_json(folder / "training.json")
+    never = {**own, "validation_accuracy": 0.0, "settings": {**own["settings"], "seed": 0}}
+    elsewhere = [{**never, "folder": f"/{place}/{folder.name}"} for place in ("a", "b")]
+    found = page.table(run, [*elsewhere, {**own, "folder": str(folder)}])
+    assert found["name"].tolist()[1:] == [folder.name] * 2
+    assert found["seed"].tolist() == [3, 0, 0]
+    found = page.table(None, elsewhere)
+    assert found["validation_accuracy"].tolist() == [0.0, 0.0]
+    assert found["seed"].tolist() == [0, 0]
+    assert not {"samples", "pairs", "by", "validation_error"} & set(found)
+
+
+def test_a_setting_that_a_run_records_is_offered_as_it_is() -> None:
+    """A momentum of 0 is not taken for a setting in whole numbers, and a seed beyond the usual is no reason to refuse the page."""
+    usual: dict[str, float] = {"momentum": 0, "learning_rate": 1, "seed": 2**32 - 1, "epochs": 3}
+
+    def offered(usual: dict[str, float]) -> None:
+        from pages.shared import training
+
+        for name, value in usual.items():
+            training.number(training.Asked({"task": {"kind": "ranking"}}), name, value)
+
+    test = AppTest.from_function(offered, args=(usual,)).run()
+    assert not test.exception
+    for name, value in usual.items():
+        shown = test.number_input(key=f"{name}.ranking")
+        assert (shown.value, type(shown.value)) == (value, type(page.RANGES[name][0]))
+        assert shown.step > 0
 
 
 @pytest.mark.parametrize(

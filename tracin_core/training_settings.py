@@ -10,6 +10,9 @@ from tracin_core.recipe import LabelLossName, LossName, NumberLossName
 SAVED: Final = 11  # checkpoints after epoch 0, where nobody says which
 SHARES: Final = (0.1, 0.25, 0.4, 0.6, 0.8, 1.0)  # of all epochs, after which a ranking's are saved
 
+# Settings of the loss, which a recipe's task may say; where it does not, the checkpoints record them.
+OF_LOSS: Final = frozenset({"loss", "margin", "ghm_bins", "ghm_alpha", "smoothing", "gamma", "q", "delta"})
+
 # The setting that matters for a loss of samples, recorded with its checkpoints.
 OF_SAMPLES: Final = {"label_smoothing": "smoothing", "focal": "gamma", "generalized_cross_entropy": "q", "huber": "delta"}
 

@@ -150,7 +150,7 @@ def sentence(result: Calibration) -> str:
     if found.score is None:
         few = f" {t('calibrate.verdict.few')}" if len(result.seeds) == FEWEST else ""
         return t("calibrate.verdict.nothing", n=found.judged) + few
-    precision, first = (result.figure(found.score, name) for name in ("average_precision", "recovery_10"))
+    precision, first = (result.shown(found.score, name) for name in ("average_precision", "recovery_10"))
     told = t(
         "calibrate.verdict.score",
         score=widgets.score_label(found.score),

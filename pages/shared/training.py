@@ -1,7 +1,7 @@
 """Pieces of the page that trains: what is learnt from what, by which settings, and what the trainings reached."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, cast, get_args
@@ -182,15 +182,16 @@ def defaults(asked: Asked, loss: str) -> dict[str, Any]:
 
 
 def number(asked: Asked, name: str, usual: float) -> float:
-    """A setting that is a number, whole where its default is."""
-    least, most, step = (type(usual)(value) for value in RANGES[name])
+    """A setting that is a number; beyond its range where the run's own is."""
+    least, most, step = RANGES[name]
+    usual = type(least)(usual)  # a checkpoint may record 0 of what is no whole number
     return st.number_input(
         t(f"train.{name}"),
-        min_value=least,
-        max_value=most,
+        min_value=min(least, usual),
+        max_value=max(most, usual),
         value=usual,
         step=step,
-        format="%d" if isinstance(usual, int) else "%g",
+        format="%d" if isinstance(least, int) else "%g",
         help=t(f"train.{name}.help"),
         width=150,
         key=f"{name}.{asked.origin}",
@@ -257,8 +258,7 @@ def results() -> None:
     if not done:
         st.markdown(t("train.none"))
         return
-    rows = {Path(job.result["folder"]).name: job.result for job in done.values() if job.result}
-    found = table(rows)
+    found = table(frame.run_in_view(), [job.result for job in done.values() if job.result])
     st.dataframe(found, hide_index=True, column_config=columns(), height=min(38 + 35 * len(found), 320))
     with st.container(border=True):
         one_result(chosen_of(done))
@@ -290,17 +290,18 @@ def row(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def table(trained: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def table(run: Run | None, trained: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """A row per training, that of the run in view first; without columns that say nothing of any of them."""
-    run = frame.run_in_view()
     own = None if run is None or run.kind == "scores" else own_training(run)
     rows = []
     if run is not None and own is not None:
-        rows.append(row(t("train.run_in_view", name=run.recipe.checkpoints.folder.name), own))
-        trained = {name: told for name, told in trained.items() if name != run.recipe.checkpoints.folder.name}
-    rows += [row(name, told) for name, told in trained.items()]
+        folder = run.recipe.checkpoints.folder
+        rows.append(row(t("train.run_in_view", name=folder.name), own))
+        trained = [told for told in trained if Path(told["folder"]).absolute() != folder.absolute()]
+    rows += [row(Path(told["folder"]).name, told) for told in trained]
     found = pd.DataFrame(rows)
-    return found.loc[:, [bool((found[name].notna() & ~found[name].isin([0, ""])).any()) for name in found]]
+    empty = {"samples": 0, "pairs": 0, "by": ""}  # where nothing is left out or weighed; an accuracy or a seed of 0 is one
+    return found.loc[:, [bool((found[name].notna() & (found[name] != empty.get(name))).any()) for name in found]]
 
 
 def columns() -> dict[str, Any]:

@@ -34,14 +34,13 @@ from tracin_core.engine.objectives import (
 )
 from tracin_core.errors import ExclusionError, NonFiniteError, OutputShapeError
 from tracin_core.recipe import ClassificationTask, ModelSection, PluginModel, RankerModel, RankingTask, RegressionTask, TaskSection
-from tracin_core.training_settings import SampleSettings, Settings, TrainingSettings
+from tracin_core.training_settings import OF_LOSS, SampleSettings, Settings, TrainingSettings
 
 __all__ = ["SampleSettings", "TrainingSettings", "measure", "pair_losses", "train", "train_ranker", "training_pairs"]
 
 SIDES = ("train", "validation", "test")
 Keep = Literal["checkpoints", "outputs"]
 RUNAWAY = 100.0  # times the loss at the start, which momentum alone stays below
-OF_LOSS = {"loss", "margin", "ghm_bins", "ghm_alpha", "smoothing", "gamma", "q", "delta"}  # settings that a task can hold
 
 
 def train(
@@ -86,7 +85,7 @@ def train(
         ExclusionError: pairs are excluded where single samples are trained on.
         InputError, ModelError: model, data and task do not fit each other.
     """
-    settings = {**task.model_dump(include=OF_LOSS, exclude_none=True), **settings}
+    settings = {**task.model_dump(include=set(OF_LOSS), exclude_none=True), **settings}
     if isinstance(model, RankerModel) and isinstance(task, RankingTask):
         settings = {"layout": model.layout, **settings}
     torch.manual_seed(settings.get("seed", TrainingSettings.seed))

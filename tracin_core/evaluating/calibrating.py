@@ -184,7 +184,8 @@ def methods_of(
     )
     groups = kernel_groups(model, cells=1, budget=0)  # the last layer apart, for representer points
     settings = in_memory.KernelSettings(run.manifest.cotangent, groups, run.recipe.engine.batch_size)
-    learnt = [snapshot for snapshot in taken if snapshot.epoch]
+    summed = told["settings"]["save_epochs"]  # those of the run, which may end before its training
+    learnt = [snapshot for snapshot in taken if snapshot.epoch and (snapshot.epoch in summed or not summed)]
     done = iter(range(1, 3 * len(learnt) + 1))
 
     def tell_next() -> None:

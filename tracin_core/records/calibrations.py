@@ -6,7 +6,7 @@ errors; the one that is recommended is kept for every run of the same data, mode
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -24,6 +24,7 @@ from tracin_core.records.runs import Run
 from tracin_core.records.store import digest_of
 from tracin_core.records.trainings import saved_epochs, settings_of
 from tracin_core.scores.evaluation import SHARES, Interval, interval, recovery
+from tracin_core.training_settings import OF_LOSS
 
 if TYPE_CHECKING:
     from tracin_core.records.workspace import Workspace
@@ -195,10 +196,21 @@ def calibration_settings(run: Run) -> tuple[dict[str, Any], list[str]]:
 
 
 def subject_of(run: Run) -> str:
-    """Names the data (contents, targets, sides), the model and the task with its loss: what a recommendation is about."""
-    recipe, samples = run.recipe, run.samples
-    data = samples[["id", "digest", "target", "split"]].astype(str).sort_values("id").to_numpy().tolist()
-    return digest_of([data, recipe.model.model_dump(mode="json"), recipe.task.model_dump(mode="json"), run.manifest.loss])
+    """Names the data (contents, targets, sides), the model and the task with its loss: what a recommendation is about.
+
+    The loss is the run's, whether its recipe says it or its checkpoints record it: of the two ways to write it neither is another task.
+    """
+    return _subject(run, run.recipe.task.model_dump(mode="json", exclude={*OF_LOSS, "ghm_batch"}))
+
+
+def subjects_of(run: Run) -> set[str]:
+    """`subject_of`, and what it was in earlier versions, which took a loss in the recipe for another than the same one recorded."""
+    return {subject_of(run), _subject(run, run.recipe.task.model_dump(mode="json"))}
+
+
+def _subject(run: Run, task: dict[str, Any]) -> str:
+    data = run.samples[["id", "digest", "target", "split"]].astype(str).sort_values("id").to_numpy().tolist()
+    return digest_of([data, run.recipe.model.model_dump(mode="json"), task, run.manifest.loss])
 
 
 # ---- what came of it ----------------------------------------------------------------------------------------------------------------
@@ -265,6 +277,12 @@ class Calibration:
     def figure(self, score: str, figure: str) -> Interval:
         """Its mean over the seeds, with the 95 % t-interval."""
         return interval(self.figures(score, figure))
+
+    def shown(self, score: str, figure: str) -> Interval:
+        """The same, its ends cut at 0 and 1, between which every figure lies."""
+        found = self.figure(score, figure)
+        ends = _ends(found, lowest=0.0)
+        return replace(found, low=ends["_low"], high=ends["_high"])
 
     def against(self, score: str, other: str, figure: str = "average_precision") -> Interval:
         """The difference of two scores, paired by seed."""
@@ -344,8 +362,8 @@ def _ends(found: Interval, *, lowest: float) -> dict[str, float]:
 def calibrations(place: "Workspace", run: Run) -> list[Calibration]:
     """The finished calibrations of the run's data, model and task, newest first, and those of the run itself before it changed."""
     found = [read_calibration(file) for file in folder_of(place).glob("*/result.json")]
-    subject = subject_of(run)
-    ours = [one for one in found if one is not None and (one.subject == subject or one.run_id == run.id)]
+    subjects = subjects_of(run)
+    ours = [one for one in found if one is not None and (one.subject in subjects or one.run_id == run.id)]
     return sorted(ours, key=lambda one: -one.created)
 
 
@@ -359,8 +377,8 @@ def recommended_score(place: "Workspace", run: Run) -> str | None:
     """
     if run.kind == "scores" or run.precondition != "none" or not has_calibrations(place):
         return None
-    subject = subject_of(run)
-    newest = next((one for one in calibrations(place, run) if one.subject == subject), None)
+    subjects = subjects_of(run)
+    newest = next((one for one in calibrations(place, run) if one.subject in subjects), None)
     return None if newest is None else newest.recommendation().score
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 import pandas as pd
 
 from tracin_core.records.runs import Run
+from tracin_core.training_settings import OF_LOSS
 
 SEED: Final = "arguments.seed"
 NOT_RECORDED: Final = "–"
@@ -14,7 +15,8 @@ NOT_RECORDED: Final = "–"
 def differences(one: Run, other: Run) -> dict[str, tuple[str, str]]:
     """What differs -> the two values in words; empty where nothing recorded does.
 
-    Compared: data (ids, targets and the digests of what the model took), sides of the samples, model, task, loss, epochs, learning rates
+    Compared: data (ids, targets and the digests of what the model took), sides of the samples, model, task, loss (whether a recipe says it
+    or the checkpoints record it), epochs, learning rates
     and optimiser settings of every checkpoint, layers, and each argument of the training that they record (`arguments.<name>`).
     Not compared: names, places, and how the kernels were computed, which changes no score.
     """
@@ -51,7 +53,7 @@ def _facts(run: Run) -> tuple[Any, ...]:
         _Rows(run.recipe.data.title, samples[["id", "target", "digest"]]),
         _Rows(", ".join(f"{side} {len(table)}" for side, table in run.splits.items()), samples[["id", "split"]]),
         run.recipe.model.model_dump(mode="json"),
-        run.recipe.task.model_dump(mode="json", exclude_none=True),
+        run.recipe.task.model_dump(mode="json", exclude_none=True, exclude={*OF_LOSS, "ghm_batch"}),
         asdict(run.loss),
         [int(point["epoch"]) for point in points],
         [(point.get("learning_rate"), point.get("rate_sum")) for point in points],

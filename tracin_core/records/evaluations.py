@@ -49,10 +49,11 @@ class Arm:
 def arms_of(run: Run, chosen: pd.DataFrame, *, draws: int, seed: int) -> list[Arm]:
     """None, the list, its reverse, and random draws of as many examples from the training side.
 
-    The reverse of a list of k pairs (or samples) are the k with the highest mean influence (of samples: summed over all their pairs).
+    The reverse of a list of k pairs (or samples) are the k with the highest mean influence (of samples: summed over all their pairs). What
+    the run's own training left out already is in every arm, so that k counts only what the list adds to it.
 
     Raises:
-        ViewError: the list is empty, names what is not on the training side, or leaves nothing to draw from.
+        ViewError: the list is empty or adds nothing, names what is not on the training side, or leaves nothing to draw from.
     """
     view = run.view()
     of_pairs = "id1" in chosen.columns
@@ -63,9 +64,12 @@ def arms_of(run: Run, chosen: pd.DataFrame, *, draws: int, seed: int) -> list[Ar
         raise ViewError(f"The list names {len(names)} examples, not all of them on the training side; choose a list of this run.")
     before = with_their_pairs(run, left_out_before(run))
     trained_on = np.array([name for name in ids if name not in before], dtype=object)
-    if 2 * len(names) > len(trained_on):
+    count = sum(name not in before for name in names)
+    if not count:
+        raise ViewError(f"The run's own training left out all {len(names)} that the list names already; choose another list.")
+    if 2 * count > len(trained_on):
         raise ViewError(
-            f"The list names {len(names)}, and {len(trained_on)} examples are trained on, which leaves too few to compare with; choose a "
+            f"The list names {count}, and {len(trained_on)} examples are trained on, which leaves too few to compare with; choose a "
             f"shorter one."
         )
     worth = view.mean_influence()
@@ -75,9 +79,9 @@ def arms_of(run: Run, chosen: pd.DataFrame, *, draws: int, seed: int) -> list[Ar
         worth = sums.to_numpy(dtype=np.float64)
     helpful = np.argsort(-worth, kind="stable")
     taken = set(names) | before
-    reverse = [name for name in ids[helpful].tolist() if name not in taken][: len(names)]
+    reverse = [name for name in ids[helpful].tolist() if name not in taken][:count]
     generator = np.random.default_rng(seed)
-    drawn = [tuple(sorted(generator.choice(trained_on, len(names), replace=False).tolist())) for _ in range(draws)]
+    drawn = [tuple(sorted(generator.choice(trained_on, count, replace=False).tolist())) for _ in range(draws)]
     random = [Arm(f"random_{number}", lines) for number, lines in enumerate(drawn, start=1)]
     return [Arm("none", ()), Arm("list", tuple(names)), Arm("reverse", tuple(reverse)), *random]
 

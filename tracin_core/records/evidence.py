@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tracin_core.errors import ExclusionError
-from tracin_core.records.calibrations import Calibration, calibrations, has_calibrations, subject_of
+from tracin_core.records.calibrations import Calibration, calibrations, has_calibrations, subjects_of
 from tracin_core.records.evaluations import Retraining, Verdict, retrainings
 from tracin_core.records.runs import Run
 from tracin_core.scores.evaluation import Interval
@@ -73,8 +73,8 @@ def evidence(place: "Workspace", run: Run, rule: dict[str, Any]) -> list[Evidenc
 def _judged(place: "Workspace", run: Run, score: str) -> list[Calibration]:
     if not has_calibrations(place):
         return []
-    subject = subject_of(run)
-    return [one for one in calibrations(place, run) if one.subject == subject and score in one.scores]
+    subjects = subjects_of(run)
+    return [one for one in calibrations(place, run) if one.subject in subjects and score in one.scores]
 
 
 def _of_retraining(result: Retraining) -> Evidence:
@@ -86,7 +86,7 @@ def _of_retraining(result: Retraining) -> Evidence:
 
 def _of_calibration(result: Calibration, score: str) -> Evidence:
     """A score harms where it lists what is sound before what is wrong: its AUROC's interval stays below that of chance."""
-    auroc = result.figure(score, "auroc")
+    auroc = result.shown(score, "auroc")
     verdict: Verdict = "harms" if auroc.high < CHANCE else "helps" if result.is_reliable(score) else "unproven"
     return Evidence("calibration", result.number, verdict, score, "auroc", result.noise, auroc)
 

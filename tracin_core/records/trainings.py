@@ -3,22 +3,27 @@ the checkpoints record."""
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from tracin_core.data.files import read_json
 from tracin_core.records.interchange import match_exclusions
-from tracin_core.records.runs import Run
+from tracin_core.records.runs import Run, number_or_none
+from tracin_core.training_settings import Schedule
 
 FOLLOWED: Final = ("epochs", "learning_rate", "schedule", "momentum", "batch_pairs", "batch_size")  # of the run's own training
 
 
 def own_training(run: Run) -> dict[str, Any] | None:
-    """What the training beside the run's checkpoints measured; None where it is not there, or is of other checkpoints than the run's."""
+    """What the training beside the run's checkpoints measured; None where it is not there, or is of other checkpoints than the run's.
+
+    The run may read some of them alone, and end before the training did.
+    """
     told = training_record(Path(run.recipe.checkpoints.folder) / "training.json")
     if told is None or run.checkpoints.empty:
         return None
-    last, recorded = told["history"][-1], run.checkpoints.iloc[-1]
-    same = last.get("epoch") == int(recorded["epoch"]) and last.get("validation_loss") == recorded.get("validation_loss")
+    recorded = run.checkpoints.iloc[-1]
+    measured = next((entry for entry in told["history"] if entry.get("epoch") == int(recorded["epoch"])), None)
+    same = measured is not None and measured.get("validation_loss") == recorded.get("validation_loss")
     return told if same else None
 
 
@@ -35,12 +40,17 @@ def training_record(file: Path) -> dict[str, Any] | None:
 def settings_of(run: Run) -> tuple[dict[str, Any], list[str]]:
     """The settings of the run's training, and the names of those that are this product's own instead, with what they are there.
 
-    Nothing may record them; or the optimiser is another than this product's SGD, or has weight decay or Nesterov's momentum.
+    Nothing may record them; or the optimiser is another than this product's SGD, or has weight decay, dampening or Nesterov's momentum.
     """
     own = own_training(run)
     known = dict(own["settings"]) if own is not None else {}
     descent = run.training
-    recorded: dict[str, Any] = {**run.training_arguments, **{name: known[name] for name in FOLLOWED if name in known}}
+    told = {**run.training_arguments, **{name: known[name] for name in FOLLOWED if name in known}}
+    recorded: dict[str, Any] = {
+        name: value for name, value in told.items() if name == "schedule" or number_or_none(value) is not None
+    }
+    if recorded.get("schedule") not in get_args(Schedule):
+        recorded.pop("schedule", None)
     if descent.momentum is not None:
         recorded.setdefault("momentum", descent.momentum)
     if run.trained_by_other is not None:
@@ -59,6 +69,7 @@ def settings_of(run: Run) -> tuple[dict[str, Any], list[str]]:
     assumed = [name for name in ("learning_rate", "schedule", "momentum", batch) if name not in settings]
     assumed += [f"optimizer ({run.trained_by_other})"] if run.trained_by_other else []
     assumed += [f"weight decay ({descent.weight_decay:g})"] if descent.weight_decay else []
+    assumed += [f"dampening ({descent.dampening:g})"] if descent.dampening else []
     weighted = run.training_arguments.get("weighted_by")
     assumed += [f"full weight of every example (the run's training weighed them by {weighted})"] if weighted else []
     return settings, [*assumed, *(["Nesterov's momentum"] if descent.nesterov else [])]

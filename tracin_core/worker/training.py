@@ -1,5 +1,6 @@
 """Models are trained: of a recipe, or for a demo, which brings data of its own and is analysed at once."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,19 +77,30 @@ def training(progress: Progress) -> dict[str, Any]:
     recipe = Recipe.from_dict(request["recipe"])
     train_once(progress, recipe, folder, request["settings"], request.get("exclusions"), request.get("weighting"))
     trained = read_json(folder / "training.json")
-    analysis = analysis_of(recipe, folder, trained["settings"]["loss"], request.get("name") or name_after(recipe, folder))
+    named = request.get("name") or name_after(recipe, folder)
+    analysis = analysis_of(recipe, folder, trained["settings"]["loss"], named, read_again(recipe, request["settings"]))
     write_text(folder / "analysis.toml", analysis.to_toml())
     return {"folder": str(folder), "recipe": str(folder / "analysis.toml"), **trained}
 
 
-def analysis_of(recipe: Recipe, folder: Path, loss: str, name: str) -> Recipe:
-    """The recipe that analyses what this one trained into the folder by a loss: over all pairs of a ranking, as of SGD."""
-    told = {**recipe.to_dict(), "name": name, "checkpoints": {"folder": folder}}
+def analysis_of(recipe: Recipe, folder: Path, loss: str, name: str, epochs: Sequence[int] | None = None) -> Recipe:
+    """The recipe that analyses what this one trained into the folder by a loss: over all pairs of a ranking, as of SGD.
+
+    Args:
+        epochs: of the checkpoints that it reads; None: all of them.
+    """
+    told = {**recipe.to_dict(), "name": name, "checkpoints": {"folder": folder, "epochs": epochs}}
     task = {name: value for name, value in told["task"].items() if name not in DRAWN}
     if loss == "label_smoothing":  # no function of the label's logit alone, which the smaller kernel is of
         task["kernel"] = "outputs"
     analysis = Recipe.from_dict({**told, "task": task})
     return analysis.plain if analysis.engine.precondition in ("adam", "adam_full") else analysis
+
+
+def read_again(recipe: Recipe, settings: dict[str, Any]) -> list[int] | None:
+    """The epochs that the recipe picks of its checkpoints, where the training was asked to save the same; else None."""
+    picked, saved = recipe.checkpoints.epochs, settings.get("save_epochs")
+    return list(picked) if picked and saved and {*picked} - {0} == {*saved} else None
 
 
 def name_after(recipe: Recipe, folder: Path) -> str:

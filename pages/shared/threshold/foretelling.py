@@ -83,7 +83,7 @@ def foretold(run: Run, view: View, named: Named, action: Action, weight: float) 
                 view, what, lambda: methods.replay.preview(named, action, weight=weight, left_out=before(run, view))
             )
     except ViewError as refusal:
-        to_first_order(view, named, action, weight, plain(str(refusal)))
+        to_first_order(view, named * ~before(run, view), action, weight, plain(str(refusal)))
         return
     in_words(run, methods, table)
     worst(run, view, table)

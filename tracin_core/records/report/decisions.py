@@ -11,7 +11,7 @@ from tracin_core.data.files import read_json
 from tracin_core.errors import TracInError
 from tracin_core.records.interchange import read_exclusions
 from tracin_core.records.runs import Run
-from tracin_core.records.trainings import own_training, training_record
+from tracin_core.records.trainings import left_out_before, own_training, training_record
 from tracin_core.scores.view import View
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HALF: Final = 0.5
 SIDES: Final = ("test", "validation", "train")
+WEIGHTS: Final = ("weighted_by", "weighting_run", "weighted")  # how a training's record says that examples counted less
 
 
 # ---- lists --------------------------------------------------------------------------------------------------------------------------
@@ -100,6 +101,9 @@ def trainings(place: "Workspace", run: Run, known: list[Listed]) -> Trainings:
     if before is None:
         return Trainings(False, (0, 0), (), ())
     excluded = before.get("exclusions") or {}
+    earlier = left_out_before(run) | {
+        str(line) for line in excluded.get("matched") or ()
+    }  # as this product names them, and as a list did
     by_name = {one.file: one for one in known if not one.problem}
     after, strange = [], []
     for file in sorted((place.root / "trainings").glob("*/training.json")):
@@ -108,15 +112,19 @@ def trainings(place: "Workspace", run: Run, known: list[Listed]) -> Trainings:
         if told is None or lines.get("file") not in by_name:
             continue
         trained = {str(line) for part in ("matched", "elsewhere", "unmatched") for line in lines.get(part) or ()}
-        if trained != set(by_name[lines["file"]].ids) or told.get("task") != run.task:
+        if trained - earlier != set(by_name[lines["file"]].ids) - earlier or told.get("task") != run.task:
             strange.append(file.parent.name)
             continue
-        after.append(retrained(file.parent.name, before, told))
+        after.append(retrained(file.parent.name, before, told, again=left_out_before(run) <= trained))
     return Trainings(True, (int(excluded.get("samples") or 0), int(excluded.get("pairs") or 0)), tuple(after), tuple(strange))
 
 
-def retrained(folder: str, before: dict[str, Any], after: dict[str, Any]) -> Retrained:
-    """The last epoch of both, measure by measure."""
+def retrained(folder: str, before: dict[str, Any], after: dict[str, Any], *, again: bool) -> Retrained:
+    """The last epoch of both, measure by measure.
+
+    Args:
+        again: what the training before left out was left out again.
+    """
     old, new = before["history"][-1], after["history"][-1]
     score = "loss" if after.get("task") == "regression" else "accuracy"
     rows = [
@@ -124,7 +132,9 @@ def retrained(folder: str, before: dict[str, Any], after: dict[str, Any]) -> Ret
         for name in (f"{side}_{score}" for side in SIDES)
         if old.get(name) is not None and new.get(name) is not None
     ]
-    settings = before["settings"], after["settings"]
+    weights = ({name: (told.get("exclusions") or {}).get(name) for name in WEIGHTS} for told in (before, after))
+    settings = [{**told["settings"], **weighed} for told, weighed in zip((before, after), weights, strict=True)]
+    settings[1] |= {} if again else {"left_out_before": False}
     differing = sorted(name for name in settings[0].keys() | settings[1].keys() if settings[0].get(name) != settings[1].get(name))
     excluded = after["exclusions"]
     return Retrained(
