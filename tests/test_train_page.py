@@ -84,7 +84,7 @@ def test_what_is_offered_is_the_training_that_the_run_had(
         assert all(torch.equal(here, there) for here, there in pairs)
     test = viewer(studio.place.root, monkeypatch)("train", run=studio.run.id, lang=language)
     shown = texts_of(test)
-    assert test.selectbox(key="training").options[0] == known["train.newest"].format(name=job.title)
+    assert test.selectbox(key="training").options[0] == known["train.newest"]
     assert known["train.caution"] in shown
     what = "error" if task == "regression" else "accuracy"
     told = own[f"validation_{what}"]
@@ -129,6 +129,9 @@ def test_a_list_is_left_out_and_a_score_weighs(studios: dict[str, Studio], monke
     assert analysis.kind == "analysis"
     place.queue.wait(analysis.id)
     analysed = place.run(str(analysis.run_id))
+    known = look("train", run=run.id, training=job.id)
+    assert "analyse" not in {button.key for button in known.button}
+    assert texts("en")["job.open"] in [link.proto.label for link in known.get("page_link")]
     assert analysed.recipe.checkpoints.folder == Path(job.result["folder"])
     assert analysed.name == "without two: ../../etc"
     assert Path(job.result["folder"]).parent == place.root / "trainings"
@@ -181,9 +184,7 @@ def test_other_data_are_trained_on_and_analysed(studios: dict[str, Studio], monk
     studio, look = studios["ranking"], viewer(studios["ranking"].place.root, monkeypatch)
     address, loss, own = OTHERS[case]
     task = address["task"]
-    test = look(
-        "train", **{"from": "data"}, kind="arrays", data="workspace/recordings/points.npz", model="mlp", hidden="5", **address
-    )
+    test = look("train", source="data", kind="arrays", data="workspace/recordings/points.npz", model="mlp", hidden="5", **address)
     assert not test.error
     test.selectbox(key=f"loss.{task}").set_value(loss).run()
     for name, value in {**own, "epochs": 3, "seed": 8}.items():
@@ -199,6 +200,32 @@ def test_other_data_are_trained_on_and_analysed(studios: dict[str, Studio], monk
     assert isinstance(run, Run)
     assert (run.loss.name, run.task) == (loss, task)
     assert all(getattr(run.loss, name) == pytest.approx(value) for name, value in own.items())
+
+
+def test_what_is_set_is_in_the_address_and_comes_back(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this run; another one's settings are its own. No word of the address means a saved view."""
+    studio, look = studios["regression"], viewer(studios["regression"].place.root, monkeypatch)
+    test = look("train", run=studio.run.id)
+    changed: dict[str, Any] = {"epochs": 7, "learning_rate": 0.25, "seed": 4}
+    for name, value in changed.items():
+        test.number_input(key=f"{name}.{studio.run.id}").set_value(value).run()
+    test.button_group(key="weigh").set_value("self_influence").run()
+    assert not test.warning
+    address = {name: value[0] if isinstance(value, list) else value for name, value in test.query_params.items()}
+    again = look("train", **address)
+    assert not again.warning
+    assert {name: again.number_input(key=f"{name}.{studio.run.id}").value for name in changed} == changed
+    other = look("train", **{**address, "run": studios["classification"].run.id})
+    assert other.number_input(key=f"epochs.{studios['classification'].run.id}").value == SETTINGS["epochs"]
+
+
+def test_arrays_of_any_name_are_chosen_from(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none is called y, the first array of one value per sample that is no id is the target until another is chosen."""
+    look = viewer(studios["ranking"].place.root, monkeypatch)
+    test = look("train", source="data", kind="arrays", data="workspace/recordings/points.npz")
+    assert not test.error
+    assert (test.selectbox(key="x").value, test.selectbox(key="y").value) == ("x", "kind")
+    assert test.selectbox(key="y").options == ["kind", "two", "number", "order"]
 
 
 def test_a_training_that_learns_nothing_is_said_to(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch) -> None:
