@@ -134,6 +134,9 @@ def test_a_list_is_left_out_and_a_score_weighs(studios: dict[str, Studio], monke
     assert texts("en")["job.open"] in [link.proto.label for link in known.get("page_link")]
     assert analysed.recipe.checkpoints.folder == Path(job.result["folder"])
     assert analysed.name == "without two: ../../etc"
+    first = look(run=analysed.id)  # says that the training weighed its examples, and left some out
+    assert not first.error
+    assert texts("en")["health.not_met"].format(what=texts("en")["health.weights"]) in texts_of(first)
     assert Path(job.result["folder"]).parent == place.root / "trainings"
     assert Path(job.result["folder"]).name.startswith("without_two_etc_2")
     again = look("train", run=analysed.id)
@@ -270,6 +273,28 @@ def test_what_went_wrong_is_told_and_can_be_tried_again(
     test = look("train", run=studio.run.id, lang=language)
     assert plain(str(studio.place.job(job.id).error)) in texts_of(test)
     assert test.button(key=f"resume.{job.id}").label == texts(language)["job.resume"]
+
+
+def test_what_failed_earlier_is_put_away_and_compute_leads_to_a_training(
+    studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides say what they do not show: failures before the newest success here, jobs beyond the newest there."""
+    studio, look, known = studios["regression"], viewer(studios["regression"].place.root, monkeypatch), texts("en")
+    test = look("train", run=studio.run.id)
+    test.number_input(key=f"learning_rate.{studio.run.id}").set_value(1e3)
+    test.button(key="start_training").click().run()
+    with pytest.raises(Exception, match="learning rate"):
+        studio.place.queue.wait(studio.place.jobs(1)[0].id)
+    failed = look("train", run=studio.run.id)
+    assert known["train.learning_rate"] + " 1000" in texts_of(failed)  # by which settings, beside the failure
+    job = started(studio, look("train", run=studio.run.id))
+    ended = sum(each.kind == "training" and each.state == "failed" for each in studio.place.jobs(200))
+    labels = [expander.label for expander in look("train", run=studio.run.id).expander]
+    assert known["train.ended_before"].format(n=min(ended, page.computing.SHOWN_JOBS)) in labels
+    jobs = look("compute", run=studio.run.id)
+    assert known["compute.newest_jobs"].format(n=page.computing.SHOWN_JOBS) in texts_of(jobs)
+    links = [link.proto for link in jobs.get("page_link") if link.proto.label == known["job.result"]]
+    assert any(f"training={job.id}" in link.query_string for link in links)
 
 
 def test_a_run_of_drawn_pairs_is_analysed_over_all_that_are_trained_on(studios: dict[str, Studio]) -> None:

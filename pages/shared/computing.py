@@ -201,12 +201,14 @@ def jobs() -> None:
 
 
 def _jobs() -> None:
-    newest = session.workspace().jobs(limit=SHOWN_JOBS)
+    newest = session.workspace().jobs(limit=SHOWN_JOBS + 1)
     if not newest:
         st.markdown(t("compute.no_jobs"))
-    for job in newest:
+    for job in newest[:SHOWN_JOBS]:
         with st.container(border=True):
             one_job(job)
+    if len(newest) > SHOWN_JOBS:
+        st.markdown(f":small[{t('compute.newest_jobs', n=SHOWN_JOBS)}]")
 
 
 def one_job(job: Job, more: Sequence[str] = ()) -> None:

@@ -272,7 +272,7 @@ def results() -> None:
         return
     rows = {Path(job.result["folder"]).name: job.result for job in done.values() if job.result}
     found = table(rows)
-    st.dataframe(found, hide_index=True, column_config=columns(), height=min(38 + 35 * len(found), 320))
+    st.dataframe(found, hide_index=True, column_config=columns(), height=min(38 + 35 * len(found), 320), placeholder="–")
     with st.container(border=True):
         one_result(chosen_of(done))
     st.markdown(f":small[{t('train.caution')}]")
