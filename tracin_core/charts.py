@@ -564,7 +564,7 @@ def lines_figure(lines: dict[str, npt.ArrayLike], names: Sequence[str], *, x: st
         for place, (name, values) in enumerate(lines.items())
     ]  # fmt: skip
     # a line that stays where it is would have its axis reach one below and above it
-    shares: Trace = {"tickformat": ".0%", "autorangeoptions": {"minallowed": -0.02, "maxallowed": 1.02}} if percent else {}
+    shares: Trace = {"tickformat": ".0%", "autorangeoptions": {"minallowed": -0.05, "maxallowed": 1.05}} if percent else {}
     return figure(traces, x=axis, y=titled(y, **shares), height=240, showlegend=len(lines) > 1, legend=ABOVE)
 
 
