@@ -159,6 +159,7 @@ def test_a_text_file_is_a_list(studios: dict[str, Studio], monkeypatch: pytest.M
     file.write_text("nobody\n", encoding="utf-8")
     page.choosing.places.clear()
     test = look("train", run=studio.run.id, without="file", file="workspace/recordings/mine.txt")
+    assert texts("en")["train.listed"].format(n=1) in texts_of(test)
     test.button(key="start_training").click().run()
     assert "nobody" in test.error[0].value
     file.write_text(f"{train}\n{other}\nnobody\n", encoding="utf-8")

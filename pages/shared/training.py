@@ -15,10 +15,9 @@ from pages.shared.i18n import t
 from pages.shared.session import plain
 from tracin_core import charts
 from tracin_core.recipe import Recipe
-from tracin_core.records.interchange import read_exclusions
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
-from tracin_core.records.trainings import left_out_before, own_training, saved_epochs, settings_of
+from tracin_core.records.trainings import left_out_before, lines_listed, own_training, saved_epochs, settings_of
 from tracin_core.scores.actions import weights_by
 from tracin_core.scores.selection import SuspectScore
 from tracin_core.training_settings import SampleSettings, Schedule, TrainingSettings, settings_of_loss
@@ -118,7 +117,7 @@ def choose_examples(run: Run) -> dict[str, Any]:
         uploads.offer("train", on_new=choosing.places.clear)
         file = told["exclusions_file"] = choosing.choose_place("list", key="file")
         if file is not None:
-            st.markdown(f":small[{t('train.listed', n=len(read_exclusions(file)))}]")
+            st.markdown(f":small[{t('train.listed', n=lines_listed(file))}]")
     elif chosen != EVERYTHING:
         told["exclusions_file"] = Path(lists[chosen]["text"])
     earlier = sorted(left_out_before(run))
