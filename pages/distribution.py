@@ -9,7 +9,7 @@ with frame.page("page.distribution"):
     view = session.view(run)
     widgets.recommended(run)
     look = widgets.choose_code("look", spread.LOOKS, key="look")
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         score = widgets.choose_score(key="score")
         scale = spread.choose_scale(score)
         part = grouping.choose_part(view)

@@ -9,6 +9,7 @@ import pytest
 
 from pages.shared.i18n import LANGUAGES, texts
 from tracin_core import errors
+from tracin_core.worker.serving import HANDLERS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "pages").rglob("*.py"))
@@ -69,6 +70,17 @@ def test_each_kind_of_error_has_words() -> None:
     """Every error finds a text on its way up the tree, the branches their own."""
     for branch in (errors.TracInError, *errors.TracInError.__subclasses__()):
         assert {f"error.{branch.__name__}", f"error.{branch.__name__}.next"} <= set(texts("en"))
+
+
+def test_each_job_and_step_and_health_check_has_words() -> None:
+    """Whoever looks at Compute or Overview would otherwise see nothing but an incident."""
+    known = set(texts("en"))
+    assert {f"job.kind.{kind}" for kind in HANDLERS} <= known
+    assert {f"job.step.{step}" for _, weights in HANDLERS.values() for step in weights} <= known
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tracin_core").rglob("*.py"))
+    checks = set(re.findall(r'"name": "(\w+)", "passed"', sources))
+    assert {"weights", "exclusions"} <= checks
+    assert {name for name in checks if not {f"health.{name}", f"health.{name}@sample"} & known} == set()
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if path.parent.name != "i18n"], ids=lambda path: path.name)

@@ -406,7 +406,7 @@ def test_arrays_are_analysed_from_the_page(of_samples: dict[str, Studio], monkey
         folder="workspace/trainings/classification",
         hidden="5",
     )
-    assert "30 samples, 3 different targets; one sample is 4." in texts_of(test)
+    assert "30 samples, 3 different targets; shape of a sample: 4." in texts_of(test)
     test.button(key="start").click().run()
     assert not test.error
     job = studio.place.jobs(limit=1)[0]

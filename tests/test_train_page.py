@@ -91,7 +91,7 @@ def test_what_is_offered_is_the_training_that_the_run_had(
         assert all(torch.equal(here, there) for here, there in pairs)
     test = viewer(studio.place.root, monkeypatch)("train", run=studio.run.id, lang=language)
     shown = texts_of(test)
-    assert test.selectbox(key="training").options[0] == known["train.newest"].format(name=job.title)
+    assert test.selectbox(key="training").options[0] == known["train.newest"]
     assert known["train.caution"] in shown
     what = "error" if task == "regression" else "accuracy"
     told = own[f"validation_{what}"]
@@ -136,8 +136,14 @@ def test_a_list_is_left_out_and_a_score_weighs(studios: dict[str, Studio], monke
     assert analysis.kind == "analysis"
     place.queue.wait(analysis.id)
     analysed = place.run(str(analysis.run_id))
+    known = look("train", run=run.id, training=job.id)
+    assert "analyse" not in {button.key for button in known.button}
+    assert texts("en")["job.open"] in [link.proto.label for link in known.get("page_link")]
     assert analysed.recipe.checkpoints.folder == Path(job.result["folder"])
     assert analysed.name == "without two: ../../etc"
+    first = look(run=analysed.id)  # says that the training weighed its examples, and left some out
+    assert not first.error
+    assert texts("en")["health.not_met"].format(what=texts("en")["health.weights"]) in texts_of(first)
     assert Path(job.result["folder"]).parent == place.root / "trainings"
     assert Path(job.result["folder"]).name.startswith("without_two_etc_2")
     again = look("train", run=analysed.id)
@@ -219,6 +225,7 @@ def test_a_text_file_is_a_list(studios: dict[str, Studio], monkeypatch: pytest.M
     file.write_text("nobody\n", encoding="utf-8")
     page.choosing.places.clear()
     test = look("train", run=studio.run.id, without="file", file="workspace/recordings/mine.txt")
+    assert texts("en")["train.listed"].format(n=1) in texts_of(test)
     test.button(key="start_training").click().run()
     assert "nobody" in test.error[0].value
     file.write_text(f"{train}\n{other}\nnobody\n", encoding="utf-8")
@@ -247,9 +254,7 @@ def test_other_data_are_trained_on_and_analysed(studios: dict[str, Studio], monk
     studio, look = studios["ranking"], viewer(studios["ranking"].place.root, monkeypatch)
     address, loss, own = OTHERS[case]
     task = address["task"]
-    test = look(
-        "train", **{"from": "data"}, kind="arrays", data="workspace/recordings/points.npz", model="mlp", hidden="5", **address
-    )
+    test = look("train", source="data", kind="arrays", data="workspace/recordings/points.npz", model="mlp", hidden="5", **address)
     assert not test.error
     test.selectbox(key=f"loss.{task}").set_value(loss).run()
     for name, value in {**own, "epochs": 3, "seed": 8}.items():
@@ -265,6 +270,32 @@ def test_other_data_are_trained_on_and_analysed(studios: dict[str, Studio], monk
     assert isinstance(run, Run)
     assert (run.loss.name, run.task) == (loss, task)
     assert all(getattr(run.loss, name) == pytest.approx(value) for name, value in own.items())
+
+
+def test_what_is_set_is_in_the_address_and_comes_back(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this run; another one's settings are its own. No word of the address means a saved view."""
+    studio, look = studios["regression"], viewer(studios["regression"].place.root, monkeypatch)
+    test = look("train", run=studio.run.id)
+    changed: dict[str, Any] = {"epochs": 7, "learning_rate": 0.25, "seed": 4}
+    for name, value in changed.items():
+        test.number_input(key=f"{name}.{studio.run.id}").set_value(value).run()
+    test.button_group(key="weigh").set_value("self_influence").run()
+    assert not test.warning
+    address = {name: value[0] if isinstance(value, list) else value for name, value in test.query_params.items()}
+    again = look("train", **address)
+    assert not again.warning
+    assert {name: again.number_input(key=f"{name}.{studio.run.id}").value for name in changed} == changed
+    other = look("train", **{**address, "run": studios["classification"].run.id})
+    assert other.number_input(key=f"epochs.{studios['classification'].run.id}").value == SETTINGS["epochs"]
+
+
+def test_arrays_of_any_name_are_chosen_from(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none is called y, the first array of one value per sample that is no id is the target until another is chosen."""
+    look = viewer(studios["ranking"].place.root, monkeypatch)
+    test = look("train", source="data", kind="arrays", data="workspace/recordings/points.npz")
+    assert not test.error
+    assert (test.selectbox(key="x").value, test.selectbox(key="y").value) == ("x", "kind")
+    assert test.selectbox(key="y").options == ["kind", "two", "number", "order"]
 
 
 def test_a_training_that_learns_nothing_is_said_to(studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,6 +374,28 @@ def test_what_went_wrong_is_told_and_can_be_tried_again(
     test = look("train", run=studio.run.id, lang=language)
     assert plain(str(studio.place.job(job.id).error)) in texts_of(test)
     assert test.button(key=f"resume.{job.id}").label == texts(language)["job.resume"]
+
+
+def test_what_failed_earlier_is_put_away_and_compute_leads_to_a_training(
+    studios: dict[str, Studio], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides say what they do not show: failures before the newest success here, jobs beyond the newest there."""
+    studio, look, known = studios["regression"], viewer(studios["regression"].place.root, monkeypatch), texts("en")
+    test = look("train", run=studio.run.id)
+    test.number_input(key=f"learning_rate.{studio.run.id}").set_value(1e3)
+    test.button(key="start_training").click().run()
+    with pytest.raises(Exception, match="learning rate"):
+        studio.place.queue.wait(studio.place.jobs(1)[0].id)
+    failed = look("train", run=studio.run.id)
+    assert known["train.learning_rate"] + " 1000" in texts_of(failed)  # by which settings, beside the failure
+    job = started(studio, look("train", run=studio.run.id))
+    ended = sum(each.kind == "training" and each.state == "failed" for each in studio.place.jobs(200))
+    labels = [expander.label for expander in look("train", run=studio.run.id).expander]
+    assert known["train.ended_before"].format(n=min(ended, page.computing.SHOWN_JOBS)) in labels
+    jobs = look("compute", run=studio.run.id)
+    assert known["compute.newest_jobs"].format(n=page.computing.SHOWN_JOBS) in texts_of(jobs)
+    links = [link.proto for link in jobs.get("page_link") if link.proto.label == known["job.result"]]
+    assert any(f"training={job.id}" in link.query_string for link in links)
 
 
 def test_a_run_of_drawn_pairs_is_analysed_over_all_that_are_trained_on(studios: dict[str, Studio]) -> None:

@@ -550,7 +550,7 @@ def contributions_figure(terms: npt.ArrayLike, names: Sequence[str], *, x: str, 
     return figure([bars], x=by_checkpoint(x, names), y=titled(y), height=220)
 
 
-def lines_figure(lines: dict[str, npt.ArrayLike], names: Sequence[str], *, x: str, y: str) -> go.Figure:
+def lines_figure(lines: dict[str, npt.ArrayLike], names: Sequence[str], *, x: str, y: str, percent: bool = False) -> go.Figure:
     """Each line's value at each checkpoint, epochs to scale; told apart by dash and symbol as well as by colour."""
     epochs = [told.removeprefix("epoch ") for told in names]
     steps = [int(told) if told.isdecimal() else literal(told) for told in epochs]
@@ -559,11 +559,13 @@ def lines_figure(lines: dict[str, npt.ArrayLike], names: Sequence[str], *, x: st
         {
             "type": "scatter", "x": steps, "y": np.asarray(values, dtype=float), "name": literal(name), "mode": "lines+markers",
             "line": {"color": GROUPS[place % len(GROUPS)], "dash": ("solid", "dash", "dot")[place % 3]},
-            "marker": {"symbol": _symbol(place), "size": 8}, "hovertemplate": "%{x}: %{y:,.4g}",
+            "marker": {"symbol": _symbol(place), "size": 8}, "hovertemplate": "%{x}: %{y:.1%}" if percent else "%{x}: %{y:,.4g}",
         }
         for place, (name, values) in enumerate(lines.items())
     ]  # fmt: skip
-    return figure(traces, x=axis, y=titled(y), height=240, showlegend=len(lines) > 1, legend=ABOVE)
+    # a line that stays where it is would have its axis reach one below and above it
+    shares: Trace = {"tickformat": ".0%", "autorangeoptions": {"minallowed": -0.05, "maxallowed": 1.05}} if percent else {}
+    return figure(traces, x=axis, y=titled(y, **shares), height=240, showlegend=len(lines) > 1, legend=ABOVE)
 
 
 def recovery_figure(curves: pd.DataFrame, *, x: str, y: str, chance: str) -> go.Figure:

@@ -28,7 +28,7 @@ FEWEST: Final = 2  # seeds, whose intervals are the mean ± 9 deviations: hardly
 
 def start(run: Run) -> None:
     """What is planted, how often, and how long that takes; and the button."""
-    with st.container(horizontal=True, gap="large", vertical_alignment="bottom"):
+    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         offered = NOISES if run.task == "ranking" else NOISES[:1]
         noise = widgets.choose_code(f"calibrate.noise.{run.task}", offered, key="noise")
         share = SHARES[widgets.choose_code("calibrate.share", tuple(SHARES), key="planted")]
@@ -155,8 +155,8 @@ def sentence(result: Calibration) -> str:
         "calibrate.verdict.score",
         score=widgets.score_label(found.score),
         precision=f"{precision.mean:.2f}",
-        low=f"{precision.low:.2f}",
-        high=f"{precision.high:.2f}",
+        low=f"{max(precision.low, 0.0):.2f}",  # cut as in the figure and the table below
+        high=f"{min(precision.high, 1.0):.2f}",
         chance=f"{result.figure('random', 'average_precision').mean:.2f}",
         found=f"{first.mean:.0%}",
     )

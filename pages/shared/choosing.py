@@ -10,6 +10,7 @@ import streamlit as st
 
 from pages.shared import session, widgets
 from pages.shared.i18n import t
+from tracin_core.data.arrays import open_npz
 from tracin_core.data.readers import find_recordings, reader_for
 from tracin_core.data.samples import with_labels
 from tracin_core.recipe import ClassificationTask, LabelLossName, LossName, NumberLossName, Recipe
@@ -130,10 +131,19 @@ def recordings_section(root: Path) -> dict[str, Any] | None:
 
 
 def arrays_section(file: Path) -> dict[str, Any]:
-    """Which array holds the inputs, and which the targets."""
+    """Which array holds the inputs, and which the targets; x and y where there are such, else the first that may be."""
+    with open_npz(file) as arrays:
+        shapes = {name: header.shape for name, header in arrays.headers.items()}
+    columns = [name for name, shape in shapes.items() if len(shape) == 1 and name != "id"]
+    offered = {"x": sorted(shapes, key=lambda name: len(shapes[name]) < 2), "y": columns or list(shapes)}
+    if not shapes:
+        return {"kind": "arrays", "file": str(file)}  # whose reader says what is wrong with it
     with st.container(horizontal=True):
-        inputs = st.text_input(t("compute.arrays.inputs"), width=140, **session.linked("x", "x"))
-        target = st.text_input(t("compute.arrays.target"), width=140, **session.linked("y", "y"))
+        inputs, target = (
+            str(st.selectbox(t(f"compute.arrays.{told}"), names, width=160, **session.linked(key, usual, valid=names)))
+            for told, (key, names) in zip(("inputs", "target"), offered.items(), strict=True)
+            for usual in [key if key in names else names[0]]
+        )
     return {"kind": "arrays", "file": str(file), "inputs": inputs, "target": target}
 
 

@@ -29,6 +29,7 @@ TWINS: Final = 3  # runs with another seed that are loaded for the noise
 TOLD: Final = (10, 50, 200)
 MOVERS: Final = 20
 LISTED: Final = 500
+LONGEST_TITLE: Final = 40  # characters of an axis
 SHARE: Final = 5.0  # per cent
 
 Array = npt.NDArray[np.float64]
@@ -140,7 +141,7 @@ def _methods(run: Run, score: str) -> tuple[Side, Side]:
 
 def _two(what: str, known: Sequence[str], usual: tuple[str, str], label: Any) -> tuple[str, str]:
     """A picker for each side."""
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         for side, default in zip("ab", usual, strict=True):
             picker = session.linked(f"{what}_{side}", default, valid=known)
             st.selectbox(t(f"compare.{what}", side=side.upper()), known, format_func=label, width=320, **picker)
@@ -152,7 +153,7 @@ def _checkpoints(run: Run) -> tuple[Side, Side]:
     known = [int(epoch) for epoch in run.checkpoints["epoch"]]
     summed = run.summed_epochs
     half = max(1, len(summed) // 2)
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         chosen = [_epochs(f"epochs_{side}", known, part) for side, part in (("a", summed[:half]), ("b", summed[half:] or summed))]
     return Side(run.id, run.digest, epochs=chosen[0]), Side(run.id, run.digest, epochs=chosen[1])
 
@@ -354,7 +355,8 @@ def scatter(question: Question, found: Compared) -> None:
     """Both scores of every example: points, or where there are many, how many lie in each small square."""
     st.subheader(t("compare.scatter"))
     both = found.table.dropna(subset=["a", "b"])
-    a, b = (f"{end}: {side_label(question, side)}" for end, side in (("A", question.a), ("B", question.b)))
+    sides = {end: side_label(question, side) for end, side in (("A", question.a), ("B", question.b))}
+    a, b = (f"{end}: {name}" if len(name) <= LONGEST_TITLE else end for end, name in sides.items())  # said above in full
     if not both[["a", "b"]].to_numpy().any(axis=0).all():
         widgets.nothing_matches(t("compare.all_zero"))
         return

@@ -1,5 +1,6 @@
 """Pieces of the compute page: what the checkpoint files are, the start, and the jobs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -200,16 +201,18 @@ def jobs() -> None:
 
 
 def _jobs() -> None:
-    newest = session.workspace().jobs(limit=SHOWN_JOBS)
+    newest = session.workspace().jobs(limit=SHOWN_JOBS + 1)
     if not newest:
         st.markdown(t("compute.no_jobs"))
-    for job in newest:
+    for job in newest[:SHOWN_JOBS]:
         with st.container(border=True):
             one_job(job)
+    if len(newest) > SHOWN_JOBS:
+        st.markdown(f":small[{t('compute.newest_jobs', n=SHOWN_JOBS)}]")
 
 
-def one_job(job: Job) -> None:
-    """One job: what it is, how it stands, and what can be done about it."""
+def one_job(job: Job, more: Sequence[str] = ()) -> None:
+    """One job: what it is, how it stands, and what can be done about it; `more` to say of it, as Markdown."""
     place = session.workspace()
     widgets.progress(job)
     told = [
@@ -217,7 +220,7 @@ def one_job(job: Job) -> None:
         f"{pd.Timestamp(job.created, unit='s'):%Y-%m-%d %H:%M} UTC",
         *([plain(job.who)] if job.who else []),
     ]
-    st.markdown(f":small[{' · '.join(told)}]")
+    st.markdown(f":small[{' · '.join([*told, *more])}]")
     before = next((other for other in place.jobs() if other.state == "running"), None) if job.state == "queued" else None
     if before is not None:
         st.markdown(t("job.behind", title=plain(widgets.job_title(before))))
@@ -231,6 +234,8 @@ def one_job(job: Job) -> None:
             place.resume(job.id)
             st.rerun(scope="app")
         run_id = (job.result or {}).get("run_id")
+        if job.state == "done" and job.kind == "training":
+            frame.page_link("train", t("job.result"), icon=":material/arrow_forward:", training=job.id)
         if job.state == "done" and run_id:
             told = t("job.result" if job.kind in RESULTS else "job.open")
             frame.page_link(RESULTS.get(job.kind, "overview"), told, icon=":material/arrow_forward:", run=run_id)

@@ -103,7 +103,7 @@ def both_sides(run: Run, view: View, sides: Sides, counts: dict[str, int], *, ke
         with column:
             st.subheader(t(f"neighbours.{name}"))
             examples.ranked(ranked.head(SHOWN), key=f"neighbours.{name}", reach=reach)
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         side = widgets.choose_code("side", tuple(sides), key="side" if "proponents" in sides else "pushed")
         examples.choose_band(run)
     columns = examples.influence_columns(sides[side])

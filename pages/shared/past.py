@@ -90,7 +90,7 @@ def look_at(found: list[PastList], numbers: dict[str, int]) -> None:
     if not past.named:
         widgets.nothing_matches(t("past.empty"))
         return
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         places = [st.container(width=430), st.container(width=430)]
     if run.task == "ranking":
         by_class = by_class.rename(lambda angle: f"{angle:g}°")

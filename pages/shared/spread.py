@@ -41,7 +41,7 @@ def choose_scale(score: str) -> charts.Scale:
 def spread(run: Run, view: View, score: str, scale: charts.Scale, part: Part) -> None:
     """The histogram, or its running sum, of the score; quantiles; perhaps another loss or run over it; and the tails."""
     values = widgets.score_values(view, score)[part]
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         form = widgets.choose_code("form", ("bars", "cumulative"), key="form")
         other = choose_other(run, view)
     if other is not None and not part.all() and not other[1].train_pairs["id"].equals(view.train_pairs["id"]):
@@ -225,7 +225,7 @@ def few(view: View) -> bool:
 
 def gradient_map(run: Run, view: View, score: str, scale: charts.Scale, part: Part) -> None:
     """Training examples whose gradients are alike lie near each other; those chosen with the lasso, or by the picker, are shown below."""
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         offered = ("kernel_pca", "tsne") if len(view.train) <= NEIGHBOURS else ("kernel_pca",)
         method = widgets.choose_code("map", offered, key="map")
         colour = widgets.choose_code("colour", ("score", "group"), key="colour")

@@ -17,7 +17,7 @@ from tracin_core import charts
 from tracin_core.recipe import Recipe
 from tracin_core.records.jobs import Job
 from tracin_core.records.runs import Run
-from tracin_core.records.trainings import left_out_before, own_training, saved_epochs, settings_of
+from tracin_core.records.trainings import left_out_before, lines_listed, own_training, saved_epochs, settings_of
 from tracin_core.scores.actions import weights_by
 from tracin_core.scores.selection import SuspectScore
 from tracin_core.training_settings import SampleSettings, Schedule, TrainingSettings, settings_of_loss
@@ -25,6 +25,7 @@ from tracin_core.training_settings import SampleSettings, Schedule, TrainingSett
 MOST: Final = 200  # jobs that are looked through
 EVERYTHING, FILE = "everything", "file"  # beside the names of lists
 SIDES: Final = ("train", "validation", "test")
+SHOWN: Final = ("epochs", "learning_rate", "schedule", "momentum", "batch_pairs", "batch_size", "seed")
 RANGES: Final[dict[str, tuple[float, float, float]]] = {  # setting -> least, most, step
     "epochs": (1, 100_000, 1), "learning_rate": (1e-8, 1e3, 0.001), "momentum": (0.0, 0.999, 0.05), "batch_pairs": (1, 10**6, 16),
     "batch_size": (1, 10**6, 16), "seed": (0, 2**31, 1), "margin": (0.0, 1e6, 1.0), "ghm_bins": (1, 1000, 1),
@@ -64,7 +65,7 @@ class Asked:
 def choose() -> Asked | None:
     """The data, model and task of the run in view, or others; None, said, where there are none."""
     run = frame.run_in_view()
-    if run is not None and run.kind != "scores" and widgets.choose_code("train.from", ("run", "data"), key="from") == "run":
+    if run is not None and run.kind != "scores" and widgets.choose_code("train.from", ("run", "data"), key="source") == "run":
         return as_the_run(run)
     uploads.offer("train", on_new=choosing.places.clear)
     left, right = st.columns(2, gap="large")
@@ -120,6 +121,7 @@ def choose_examples(run: Run) -> dict[str, Any] | None:
         file = choosing.choose_place("list", key="file")
         if file is None:
             return None
+        st.markdown(f":small[{t('train.listed', n=lines_listed(file))}]")
         told["exclusions_file"] = file
     elif chosen != EVERYTHING:
         told["exclusions_file"] = Path(lists[chosen]["text"])
@@ -153,7 +155,8 @@ def choose_settings(asked: Asked) -> dict[str, Any]:
     offered = choosing.LOSSES[asked.task]
     loss = asked.usual.get("loss", offered[0])
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        loss = st.selectbox(t("compute.loss"), offered, index=offered.index(loss), width=260, key=f"loss.{asked.origin}")
+        picker = session.linked(f"loss.{asked.origin}", loss, valid=offered, quiet=True)
+        loss = st.selectbox(t("compute.loss"), offered, width=260, **picker)
         usual = defaults(asked, str(loss))
         chosen = {name: number(asked, name, usual[name]) for name in settings_of_loss(str(loss))}
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -164,11 +167,10 @@ def choose_settings(asked: Asked) -> dict[str, Any]:
         schedule = st.segmented_control(
             t("train.schedule"),
             schedules,
-            default=usual["schedule"],
             format_func=lambda name: t(f"train.schedule.{name}"),
             required=True,
             help=t("train.schedule.help"),
-            key=f"schedule.{asked.origin}",
+            **session.linked(f"schedule.{asked.origin}", usual["schedule"], valid=schedules, quiet=True),
         )
     if asked.run is not None and chosen["epochs"] == asked.usual["epochs"]:
         chosen["save_epochs"] = saved_epochs(asked.run, chosen["epochs"])  # so that both runs are read at the same checkpoints
@@ -185,16 +187,16 @@ def number(asked: Asked, name: str, usual: float) -> float:
     """A setting that is a number; beyond its range where the run's own is."""
     least, most, step = RANGES[name]
     usual = type(least)(usual)  # a checkpoint may record 0 of what is no whole number
+    least, most = min(least, usual), max(most, usual)
     return st.number_input(
         t(f"train.{name}"),
-        min_value=min(least, usual),
-        max_value=max(most, usual),
-        value=usual,
+        min_value=least,
+        max_value=most,
         step=step,
         format="%d" if isinstance(least, int) else "%g",
         help=t(f"train.{name}.help"),
         width=150,
-        key=f"{name}.{asked.origin}",
+        **session.linked(f"{name}.{asked.origin}", usual, valid=lambda value: least <= value <= most, quiet=True),
     )
 
 
@@ -209,7 +211,8 @@ def start(asked: Asked) -> None:
     st.subheader(t("train.settings"))
     settings = choose_settings(asked)
     told = t("train.name.placeholder")
-    name = st.text_input(t("train.name"), placeholder=told, help=t("train.name.help"), width=300, key=f"name.{asked.origin}")
+    picker = session.linked(f"name.{asked.origin}", "")
+    name = st.text_input(t("train.name"), placeholder=told, help=t("train.name.help"), width=300, **picker)
     st.markdown(cost(asked, int(settings["epochs"])))
     if st.button(t("train.start"), type="primary", icon=":material/model_training:", key="start_training"):
         session.workspace().start_training(recipe_of(asked, settings), settings=settings, name=name.strip(), **examples)
@@ -247,19 +250,36 @@ def under_way() -> None:
 
 
 def _under_way() -> None:
-    for job in [job for job in trainings() if job.state != "done"][: computing.SHOWN_JOBS]:
-        with st.container(border=True):
-            computing.one_job(job)
+    """What is live, and what ended badly since the last one that ended well; what did before that is put away."""
+    known = trainings()
+    done = next((place for place, job in enumerate(known) if job.state == "done"), len(known))
+    for job in [job for place, job in enumerate(known) if job.is_live or place < done][: computing.SHOWN_JOBS]:
+        one_training(job)
+    before = [job for job in known[done:] if not job.is_live and job.state != "done"][: computing.SHOWN_JOBS]
+    if before:
+        with st.expander(t("train.ended_before", n=len(before)), icon=":material/history:"):
+            for job in before:
+                one_training(job)
+
+
+def one_training(job: Job) -> None:
+    """A training that is not done: by which settings, and how it stands."""
+    with st.container(border=True):
+        told = settings_in_words({**job.request["recipe"]["task"], **job.request["settings"]})
+        by = (job.request.get("weighting") or {}).get("by")
+        computing.one_job(job, [told, *([t(f"train.weigh.{by}")] if by else [])])
 
 
 def results() -> None:
     """What every finished training reached, beside the run in view; and one of them looked at."""
-    done = {job.id: job for job in trainings() if job.state == "done" and job.result}
-    if not done:
+    known = trainings()
+    done = {job.id: job for job in known if job.state == "done" and job.result}
+    if not known:
         st.markdown(t("train.none"))
+    if not done:
         return
     found = table(frame.run_in_view(), [job.result for job in done.values() if job.result])
-    st.dataframe(found, hide_index=True, column_config=columns(), height=min(38 + 35 * len(found), 320))
+    st.dataframe(found, hide_index=True, column_config=columns(), height=min(38 + 35 * len(found), 320), placeholder="–")
     with st.container(border=True):
         one_result(chosen_of(done))
     st.markdown(f":small[{t('train.caution')}]")
@@ -268,11 +288,10 @@ def results() -> None:
 
 def chosen_of(done: dict[str, Job]) -> Job:
     """The training to look at: the newest, whichever that is, unless another was chosen."""
-    newest = next(iter(done))
-    labels = {"": t("train.newest", name=done[newest].title)} | {number: job.title for number, job in done.items()}
+    labels = {"": t("train.newest")} | {number: job.title for number, job in done.items()}
     picker = session.linked("training", "", valid=labels)
     chosen = st.selectbox(t("train.look_at"), list(labels), format_func=labels.__getitem__, width=560, **picker)
-    return done[str(chosen) or newest]
+    return done[str(chosen) or next(iter(done))]
 
 
 def row(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,6 +329,7 @@ def columns() -> dict[str, Any]:
         name: t(f"train.column.{name}") for name in ("samples", "pairs", "by", "validation_error", "test_error")
     }
     named["name"] = st.column_config.TextColumn(t("train.column.name"), width=340)
+    named["by"] = st.column_config.TextColumn(named["by"], width=140)
     named |= {name: t(f"train.{name}") for name in ("epochs", "learning_rate", "seed")} | {"loss": t("compute.loss")}
     for side in ("validation", "test"):
         named[f"{side}_accuracy"] = st.column_config.NumberColumn(t(f"train.column.{side}_accuracy"), format="percent")
@@ -319,6 +339,7 @@ def columns() -> dict[str, Any]:
 def one_result(job: Job) -> None:
     """What one training was and reached, epoch by epoch; and the way to its scores."""
     told = job.result or {}
+    st.markdown(f"**{plain(job.title)}**")
     if job.request["recipe"].get("simulated"):
         st.badge(t("run.simulated"), icon=":material/science:", color="orange", help=t("run.simulated.help"))
     st.markdown(in_words(told))
@@ -334,16 +355,35 @@ def one_result(job: Job) -> None:
             [str(int(epoch)) for epoch in history["epoch"]],
             x=t("train.epoch"),
             y=t(f"train.measure.{measure}"),
+            percent=measure == "accuracy",
         )
         with place:
             widgets.chart(figure, key=f"train.{measure}", alt=course_in_words(lines, measure))
-    with st.container(horizontal=True):
-        if st.button(t("train.analyse"), icon=":material/play_arrow:", key="analyse"):
+    analysis = analysis_of(job)
+    if analysis is not None and analysis.state != "done":
+        st.fragment(_analysis, run_every=1.0 if analysis.is_live else None)(analysis.id)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if analysis is not None and analysis.state == "done":
+            frame.page_link("overview", t("job.open"), icon=":material/arrow_forward:", run=str(analysis.run_id))
+        elif analysis is None and st.button(t("train.analyse"), icon=":material/play_arrow:", key="analyse"):
             computing.begin(computing.local(Recipe.from_toml(Path(told["recipe"]))))
         content = json.dumps({**told, "simulated": bool(job.request["recipe"].get("simulated"))}, indent=2)
         st.download_button(
             t("train.download"), content, f"training_{job.title}.json", icon=":material/download:", on_click="ignore"
         )
+
+
+def _analysis(number: str) -> None:
+    computing.one_job(session.workspace().job(number))
+
+
+def analysis_of(training: Job) -> Job | None:
+    """The newest analysis of what this training saved, unless its run is no longer here."""
+    folder, here = (training.result or {})["folder"], set(session.finished_runs()["id"])
+    for job in session.workspace().jobs(limit=MOST):
+        if job.kind == "analysis" and job.request["recipe"]["checkpoints"]["folder"] == folder:
+            return job if job.state != "done" or job.run_id in here else None
+    return None
 
 
 def learnt(history: list[dict[str, float]], samples: int) -> bool:
@@ -367,24 +407,29 @@ def in_words(told: Mapping[str, Any]) -> str:
         for side in ("validation", "test")
         if told.get(f"{side}_{what}") is not None
     }
-    settings = told["settings"]
-    shown = ["loss", *settings_of_loss(settings["loss"]), "epochs", "learning_rate", "momentum", "seed"]
+    trained = "train.trained_on.pairs" if told.get("train_pairs") else "train.trained_on"
     return "  \n".join(
         [
             " · ".join(f"{t(f'train.column.{side}_{what}')} **{value}**" for side, value in reached.items()),
-            t("train.trained_on", n=told["train_samples"], duration=widgets.duration(told["seconds"]))
-            + (t("train.trained_on.pairs", n=told["train_pairs"]) if told.get("train_pairs") else ""),
-            f":small[{', '.join(f'{setting_name(name)} {setting_value(settings[name])}' for name in shown)}, "
-            f"{t('train.schedule')} {t('train.schedule.' + settings['schedule'])}]",
+            t(trained, n=told["train_samples"], pairs=told.get("train_pairs"), duration=widgets.duration(told["seconds"])),
+            f":small[{settings_in_words(told['settings'])}]",
         ]
     )
+
+
+def settings_in_words(settings: Mapping[str, Any]) -> str:
+    """By which loss and settings something is trained; what nobody chose is left out."""
+    names = ["loss", *settings_of_loss(str(settings.get("loss"))), *SHOWN]
+    return " · ".join(f"{setting_name(name)} {setting_value(name, settings[name])}" for name in names if name in settings)
 
 
 def setting_name(name: str) -> str:
     return t("compute.loss") if name == "loss" else t(f"train.{name}")
 
 
-def setting_value(value: Any) -> str:
+def setting_value(name: str, value: Any) -> str:
+    if name == "schedule":
+        return t(f"train.schedule.{value}")
     return f"{value:g}" if isinstance(value, float) else plain(str(value))
 
 

@@ -66,7 +66,7 @@ def start(run: Run, listed: pd.Series) -> None:
     """What is done with the list, how often it is trained and how long that takes; and the button."""
     action = cast(Action, widgets.choose_code("verify.action", actions_for(run.task, noun_of(listed)), key="action"))
     weight, lasting = WEIGHT, LASTING["epochs"]
-    with st.container(horizontal=True, gap="large", vertical_alignment="bottom"):
+    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         seeds = int(
             st.number_input(t("verify.seeds"), 2, 20, width=150, help=t("verify.seeds.help"), **number("seeds", SEEDS, 2, 20))
         )
@@ -200,11 +200,11 @@ def foretold(run: Run) -> None:
 
 def ask_foretold(run: Run) -> None:
     """What is left out, how often, and how long that takes; and the button."""
-    with st.container(horizontal=True, gap="large", vertical_alignment="bottom"):
+    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         drawn = cast(Drawn, widgets.choose_code("foretold.left_out", DRAWN, key="drawn"))
         units = UNITS if run.noun == "pair" else UNITS[:1]
         unit = cast(Unit, widgets.choose_code("foretold.of", units, key="unit")) if len(units) > 1 else units[0]
-    with st.container(horizontal=True, gap="large", vertical_alignment="bottom"):
+    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         counts = number("subsets", SUBSETS, FEWEST, MOST_SUBSETS)
         subsets = int(st.number_input(t("foretold.subsets"), FEWEST, MOST_SUBSETS, width=150, **counts))
         times = number("times", REPEATS, 1, 20)

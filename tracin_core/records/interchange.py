@@ -155,7 +155,7 @@ def known_exclusions(lines: Sequence[str], sample_ids: Collection[str]) -> Match
     if lines and not found.matched:
         raise ExclusionError(
             f"None of the list's {len(lines)} lines names a sample or pair of this data set, '{lines[0]}' for one; choose the list that "
-            f"was made for these recordings, or train without one."
+            f"was made for these data, or train without one."
         )
     return found
 

@@ -142,7 +142,8 @@ class Progress:
             self.note("taken_over", step=self._step)
             raise TakenOver
         if not going:
-            raise JobCancelledError(f"'{self.job.title}' was cancelled during '{self._step}'; finished blocks are kept.")
+            kept = "resuming trains from the start" if self._step == "training" else "finished blocks are kept"
+            raise JobCancelledError(f"'{self.job.title}' was cancelled during '{self._step}'; {kept}.")
 
     def _remaining(self, fraction: float) -> float | None:
         """Seconds left at the pace so far; None in the first three seconds, when it would be a guess."""

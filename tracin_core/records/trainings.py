@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from tracin_core.data.files import read_json
-from tracin_core.records.interchange import match_exclusions
+from tracin_core.records.interchange import match_exclusions, read_exclusions
 from tracin_core.records.runs import Run, number_or_none
 from tracin_core.training_settings import Schedule
 
@@ -94,3 +94,12 @@ def left_out_before(run: Run) -> set[str]:
 def saved_epochs(run: Run, epochs: int) -> list[int]:
     """After which epochs, up to this one, the run has checkpoints: where another training is to be read at the same ones."""
     return [int(epoch) for epoch in run.checkpoints["epoch"] if 0 < epoch <= epochs]
+
+
+def lines_listed(file: Path) -> int:
+    """How many lines of an exclusion list name something; comments and blank lines do not.
+
+    Raises:
+        ExclusionError: the file cannot be read as text.
+    """
+    return len(read_exclusions(file))

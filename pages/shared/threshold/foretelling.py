@@ -40,7 +40,7 @@ def show(run: Run, view: View, entries: pd.DataFrame) -> None:
         return
     action, weight = choose_action(run, view, entries)
     named = view.named(entries)
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         left, right = st.container(width=500), st.container(width=370)
     with left:
         foretold(run, view, named, action, weight)
@@ -52,7 +52,7 @@ def choose_action(run: Run, view: View, entries: pd.DataFrame) -> tuple[Action, 
     """What is done with the list, of what fits it, and the weight; in the words of Verify, which takes them over."""
     noun: Literal["pair", "sample"] = "pair" if "id1" in entries else "sample"
     weight = WEIGHT
-    with st.container(horizontal=True, gap="large", vertical_alignment="bottom"):
+    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         action = cast(Action, widgets.choose_code("verify.action", actions_for(run.task, noun), key="action"))
         if action == "down_weight":
             weight = verifying.choose_weight()
