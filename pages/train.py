@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared import frame, training
+from pages.shared import frame, trained, training
 from pages.shared.i18n import t
 
 with frame.page("page.train"):
@@ -11,5 +11,5 @@ with frame.page("page.train"):
     if asked is not None:
         training.start(asked)
     st.subheader(t("train.trainings"))
-    training.under_way()
-    training.results()
+    trained.under_way()
+    trained.results()

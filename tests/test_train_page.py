@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 from streamlit.testing.v1 import AppTest
 from test_pages import viewer
 
-from pages.shared import training as page
+from pages.shared import choosing, computing, trained, training
 from pages.shared.i18n import LANGUAGES, texts
 from pages.shared.session import plain
 from tracin_core.data.files import read_json
@@ -30,6 +30,7 @@ from tracin_core.records.trainings import left_out_before, settings_of
 from tracin_core.records.workspace import open_workspace
 from tracin_core.scores.actions import weights_by
 from tracin_core.training_settings import SampleSettings, TrainingSettings
+from tracin_core.worker.training import name_after
 
 TASKS = {
     "classification": ("kind", {"kind": "classification", "loss": "focal", "gamma": 1.5}, 3),
@@ -218,12 +219,12 @@ def test_a_text_file_is_a_list(studios: dict[str, Studio], monkeypatch: pytest.M
     studio, look = studios["regression"], viewer(studios["regression"].place.root, monkeypatch)
     train, other = (studio.run.splits[side]["id"].iloc[0] for side in ("train", "validation"))
     file = studio.place.root / "recordings" / "mine.txt"
-    page.choosing.places.clear()
+    choosing.places.clear()
     nothing = look("train", run=studio.run.id, without="file")
     assert texts("en")["compute.no_list"].format(roots="workspace") in [info.value for info in nothing.info]
     assert "start_training" not in {button.key for button in nothing.button}, "it would train on everything"
     file.write_text("nobody\n", encoding="utf-8")
-    page.choosing.places.clear()
+    choosing.places.clear()
     test = look("train", run=studio.run.id, without="file", file="workspace/recordings/mine.txt")
     assert texts("en")["train.listed"].format(n=1) in texts_of(test)
     test.button(key="start_training").click().run()
@@ -235,7 +236,7 @@ def test_a_text_file_is_a_list(studios: dict[str, Studio], monkeypatch: pytest.M
     assert known["train.elsewhere"].format(n=1, lines=plain(other)) in shown
     assert known["train.unmatched"].format(n=1, lines="nobody") in shown
     file.unlink()
-    page.choosing.places.clear()
+    choosing.places.clear()
 
 
 OTHERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
@@ -317,10 +318,10 @@ def test_every_training_has_its_row_and_zeros_are_told(studios: dict[str, Studio
     own = read_json(folder / "training.json")
     never = {**own, "validation_accuracy": 0.0, "settings": {**own["settings"], "seed": 0}}
     elsewhere = [{**never, "folder": f"/{place}/{folder.name}"} for place in ("a", "b")]
-    found = page.table(run, [*elsewhere, {**own, "folder": str(folder)}])
+    found = trained.table(run, [*elsewhere, {**own, "folder": str(folder)}])
     assert found["name"].tolist()[1:] == [folder.name] * 2
     assert found["seed"].tolist() == [3, 0, 0]
-    found = page.table(None, elsewhere)
+    found = trained.table(None, elsewhere)
     assert found["validation_accuracy"].tolist() == [0.0, 0.0]
     assert found["seed"].tolist() == [0, 0]
     assert not {"samples", "pairs", "by", "validation_error"} & set(found)
@@ -340,7 +341,7 @@ def test_a_setting_that_a_run_records_is_offered_as_it_is() -> None:
     assert not test.exception
     for name, value in usual.items():
         shown = test.number_input(key=f"{name}.ranking")
-        assert (shown.value, type(shown.value)) == (value, type(page.RANGES[name][0]))
+        assert (shown.value, type(shown.value)) == (value, type(training.RANGES[name][0]))
         assert shown.step > 0
 
 
@@ -357,7 +358,7 @@ def test_a_setting_that_a_run_records_is_offered_as_it_is() -> None:
 )
 def test_what_learning_nothing_means(before: dict[str, float], after: dict[str, float], expected: bool) -> None:
     history = [{f"validation_{name}": value for name, value in each.items()} for each in (before, after)]
-    assert page.learnt(history, 100) is expected
+    assert trained.learnt(history, 100) is expected
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -391,9 +392,9 @@ def test_what_failed_earlier_is_put_away_and_compute_leads_to_a_training(
     job = started(studio, look("train", run=studio.run.id))
     ended = sum(each.kind == "training" and each.state == "failed" for each in studio.place.jobs(200))
     labels = [expander.label for expander in look("train", run=studio.run.id).expander]
-    assert known["train.ended_before"].format(n=min(ended, page.computing.SHOWN_JOBS)) in labels
+    assert known["train.ended_before"].format(n=min(ended, computing.SHOWN_JOBS)) in labels
     jobs = look("compute", run=studio.run.id)
-    assert known["compute.newest_jobs"].format(n=page.computing.SHOWN_JOBS) in texts_of(jobs)
+    assert known["compute.newest_jobs"].format(n=computing.SHOWN_JOBS) in texts_of(jobs)
     links = [link.proto for link in jobs.get("page_link") if link.proto.label == known["job.result"]]
     assert any(f"training={job.id}" in link.query_string for link in links)
 
@@ -439,3 +440,16 @@ def test_in_a_browser_a_training_is_started_watched_and_analysed(
     analysed = place.run(str(analysis.run_id))
     assert analysed.recipe.checkpoints.folder == Path(job.result["folder"])
     expect(page.get_by_test_id("stException")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "expected"),
+    [
+        ("SIMULATED box 1000hz", "SIMULATED_box_1000hz_margin_2", "SIMULATED_box_1000hz_margin_2"),
+        ("my rooms", "points_npz_focal_2", "my rooms, points_npz_focal_2"),
+        ("before", "points_npz_focal_2", "points_npz_focal_2"),  # the name of the recipe's own folder, which nobody gave
+    ],
+)
+def test_an_analysis_says_each_thing_once(studios: dict[str, Studio], name: str, folder: str, expected: str) -> None:
+    told = {**studios["regression"].run.recipe.to_dict(), "name": name, "checkpoints": {"folder": "/trainings/before"}}
+    assert name_after(Recipe.from_dict(told), Path("/trainings") / folder) == expected

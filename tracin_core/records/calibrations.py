@@ -200,17 +200,19 @@ def subject_of(run: Run) -> str:
 
     The loss is the run's, whether its recipe says it or its checkpoints record it: of the two ways to write it neither is another task.
     """
-    return _subject(run, run.recipe.task.model_dump(mode="json", exclude={*OF_LOSS, "ghm_batch"}))
+    return _subjects(run)[0]
 
 
 def subjects_of(run: Run) -> set[str]:
     """`subject_of`, and what it was in earlier versions, which took a loss in the recipe for another than the same one recorded."""
-    return {subject_of(run), _subject(run, run.recipe.task.model_dump(mode="json"))}
+    return set(_subjects(run))
 
 
-def _subject(run: Run, task: dict[str, Any]) -> str:
+def _subjects(run: Run) -> tuple[str, str]:
     data = run.samples[["id", "digest", "target", "split"]].astype(str).sort_values("id").to_numpy().tolist()
-    return digest_of([data, run.recipe.model.model_dump(mode="json"), task, run.manifest.loss])
+    model, task = (section.model_dump(mode="json") for section in (run.recipe.model, run.recipe.task))
+    open_task = {name: value for name, value in task.items() if name not in (*OF_LOSS, "ghm_batch")}
+    return digest_of([data, model, open_task, run.manifest.loss]), digest_of([data, model, task, run.manifest.loss])
 
 
 # ---- what came of it ----------------------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ def differences(one: Run, other: Run) -> dict[str, tuple[str, str]]:
     """What differs -> the two values in words; empty where nothing recorded does.
 
     Compared: data (ids, targets and the digests of what the model took), sides of the samples, model, task, loss (whether a recipe says it
-    or the checkpoints record it), epochs, learning rates
-    and optimiser settings of every checkpoint, layers, and each argument of the training that they record (`arguments.<name>`).
+    or the checkpoints record it), epochs, learning rates and optimiser settings of every checkpoint, layers, and each argument of the
+    training that they record (`arguments.<name>`).
     Not compared: names, places, and how the kernels were computed, which changes no score.
     """
     found: dict[str, tuple[Any, Any]] = dict(zip(NAMES, zip(_facts(one), _facts(other), strict=True), strict=True))

@@ -1,5 +1,6 @@
 """Models are trained: of a recipe, or for a demo, which brings data of its own and is analysed at once."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -104,9 +105,12 @@ def read_again(recipe: Recipe, settings: dict[str, Any]) -> list[int] | None:
 
 
 def name_after(recipe: Recipe, folder: Path) -> str:
-    """Of the analysis of a training: the name that somebody gave the recipe, and the folder, which tells its trainings apart."""
-    given = {recipe.name} - {recipe.checkpoints.folder.name, folder.name}
-    return ", ".join([*given, folder.name])
+    """Of the analysis of a training: the name that somebody gave the recipe, and the folder, which tells its trainings apart.
+
+    The folder alone where it begins with that name.
+    """
+    given = {recipe.name} - {recipe.checkpoints.folder.name}
+    return ", ".join([*(name for name in given if not folder.name.startswith(re.sub(r"\W+", "_", name).strip("_"))), folder.name])
 
 
 def train_once(
