@@ -123,7 +123,7 @@ def job_of(place: Workspace) -> Any:
 
 # ---- kill -9 ----------------------------------------------------------------------------------------------------------------
 
-KILLS = 200 if LONG else 20
+KILLS = 200 if LONG else 12
 KILLS_A_JOB = 7
 REDONE = 0.05
 

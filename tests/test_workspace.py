@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import lab
@@ -257,6 +258,15 @@ def test_exports_are_checked_against_the_data_set(computed: Workspace, recipe: R
 
 
 class TestBadInput:
+    @pytest.fixture(scope="class")
+    def place(self, computed: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+        """One workspace, and one worker, for all that is refused."""
+        root = tmp_path_factory.mktemp("refusing") / "workspace"
+        shutil.copytree(computed.root / "checkpoints", root / "checkpoints")
+        workspace = open_workspace(root)
+        yield workspace
+        stop_worker(workspace)
+
     def test_missing_and_empty_checkpoint_folders(self, recordings: Path, place: Workspace, tmp_path: Path) -> None:
         with pytest.raises(NoCheckpointsError, match="gone"):
             place.compute(lab.recipe_for(recordings, tmp_path / "gone"))
