@@ -14,7 +14,7 @@ from influence_cases import CHECKPOINTS, FLOAT64, TRAIN, Case, explicit, make_ca
 from tracin_core.data.samples import pair_table, pairs_of
 from tracin_core.errors import NotFoundError, ViewError
 from tracin_core.records.runs import Run
-from tracin_core.records.stability import checkpoint_parts, compare_parts
+from tracin_core.records.stability import HALVINGS, checkpoint_parts, compare_parts, halvings
 from tracin_core.scores.comparison import Methods
 from tracin_core.scores.curvature import pair_laplacian
 from tracin_core.scores.losses import PairLoss
@@ -345,3 +345,19 @@ def test_halves_of_the_checkpoints_are_parts_too(run: Run) -> None:
     for name, part in {"later half": epochs[len(epochs) // 2 :], "every second": epochs[::2]}.items():
         expected = scipy.stats.spearmanr(whole, run.view(checkpoints=part).self_influence()).statistic
         assert rows[name] == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize(("count", "ways"), [(3, 0), (4, 3), (5, 3), (10, 126)])
+def test_seeds_are_halved_in_every_way_once(count: int, ways: int) -> None:
+    found = halvings(count)
+    assert len({frozenset(map(frozenset, halves)) for halves in found}) == len(found) == ways
+    for halves in found:
+        assert sorted(sum(halves, ())) == list(range(2 * (count // 2)))
+        assert len({len(half) for half in halves}) == 1
+
+
+def test_many_seeds_are_halved_in_some_ways_among_all() -> None:
+    found = halvings(16)
+    assert HALVINGS / 2 < len(found) <= HALVINGS
+    assert len({first for first, _ in found}) == len(found)
+    assert {place for first, _ in found for place in first} == set(range(16))

@@ -235,7 +235,8 @@ def steady(place: Workspace, name: str, count: int, seeds: int) -> tuple[list[st
         f"| one seed against another, mean of {len(pairs)} pairs | {pairs['spearman'].mean():.3f} | {pairs['overlap'].mean():.3f} |"
     )
     if found.ensembles is not None:
-        lines.append(f"| means over half of the seeds | {found.ensembles['spearman']:.3f} | {found.ensembles['overlap']:.3f} |")
+        ways = f"means over half of the seeds, over {found.halvings} ways to divide them"
+        lines.append(f"| {ways} | {found.ensembles['spearman']:.3f} | {found.ensembles['overlap']:.3f} |")
     return [*lines, ""], {"case": name, **{k: v for k, v in found.to_dict().items() if k != "noise"}}
 
 

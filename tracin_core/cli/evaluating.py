@@ -252,7 +252,7 @@ def evaluate_stability(
     say(f"overlap: of the two tops of {TOP:.0%}; signs: the same among the largest")
     if found.ensembles is not None:
         told = ", ".join(f"{name} {value:.3f}" for name, value in found.ensembles.items())
-        say(f"Means over half of the runs against the other half: {told}")
+        say(f"Means over half of the runs against the other half, over {found.halvings} ways to divide them: {told}")
     if found.clear is not None:
         say(f"{found.clear:.0%} of the examples are more than {CLEAR:g} deviations between runs away from 0")
     answer(found.to_dict())

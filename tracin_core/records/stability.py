@@ -23,6 +23,7 @@ WHOLE: Final = "all"
 Score = Literal["self_influence", "mean_influence"]
 SCORES: Final[tuple[Score, ...]] = get_args(Score)
 TOP: Final = 0.05
+HALVINGS: Final = 200
 CLEAR: Final = 2.0  # standard deviations between seeds that a mean must be away from 0
 
 
@@ -34,7 +35,8 @@ class Stability:
         runs: their ids, or the names of the parts.
         examples: how many training examples all of them have.
         pairs: one row per two runs, or for each part with the whole: a, b, and the figures of `scores.evaluation.stability`.
-        ensembles: the same of the means over the first and the second half of the runs; None with fewer than 4.
+        ensembles: the same of the means over two halves of the runs, in the mean over the ways to divide them; None with fewer than 4.
+        halvings: how many ways that are.
         noise: one row per example: id, and the columns of `scores.evaluation.signal_to_noise`; None of parts, which overlap and sum over
             different numbers of checkpoints, so that their spread is no noise.
     """
@@ -46,6 +48,7 @@ class Stability:
     pairs: pd.DataFrame
     ensembles: dict[str, float] | None
     noise: pd.DataFrame | None
+    halvings: int = 0
 
     @property
     def clear(self) -> float | None:
@@ -81,11 +84,22 @@ def compare_runs(runs: Sequence[Run], score: Score = "self_influence") -> Stabil
         {"a": runs[one].id, "b": runs[other].id, **stability(scores[one], scores[other], top=TOP)}
         for one, other in combinations(range(len(runs)), 2)
     ]
-    half = len(runs) // 2
-    ensembles = stability(scores[:half].mean(0), scores[half : 2 * half].mean(0), top=TOP) if half >= 2 else None
+    parts = halvings(len(runs))
+    alike = [stability(scores[list(one)].mean(0), scores[list(other)].mean(0), top=TOP) for one, other in parts]
+    ensembles = {name: float(np.mean([each[name] for each in alike])) for name in alike[0]} if alike else None
     simulated = any(run.simulated for run in runs)
     names = tuple(run.id for run in runs)
-    return Stability(score, names, simulated, len(table), pd.DataFrame(rows), ensembles, noise_of(scores, table.index))
+    return Stability(score, names, simulated, len(table), pd.DataFrame(rows), ensembles, noise_of(scores, table.index), len(parts))
+
+
+def halvings(count: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The ways to divide so many runs, but for an odd last one, into two halves of at least 2; beyond `HALVINGS`, every so-many-th."""
+    half = count // 2
+    if half < 2:
+        return []
+    firsts = [(0, *others) for others in combinations(range(1, 2 * half), half - 1)]
+    kept = firsts[:: -(-len(firsts) // HALVINGS)]
+    return [(first, tuple(sorted(set(range(2 * half)) - set(first)))) for first in kept]
 
 
 def compare_parts(run: Run, across: Across, score: Score = "self_influence") -> Stability:
