@@ -400,14 +400,17 @@ def test_what_failed_earlier_is_put_away_and_compute_leads_to_a_training(
 
 
 def test_a_run_of_drawn_pairs_is_analysed_over_all_that_are_trained_on(studios: dict[str, Studio]) -> None:
-    """This product trains on all pairs, whatever the run's own training drew."""
+    """This product trains on all pairs, whatever the run's own training drew, and counts densities in its own batches."""
     place, run = studios["ranking"].place, studios["ranking"].run
     recipe = run.recipe.to_dict()
-    recipe["task"] |= {"pairs": "drawn", "draw_seed": 5}
-    job = place.queue.wait(place.start_training(Recipe.from_dict(recipe), settings=SETTINGS).id)
+    recipe["task"] |= {"pairs": "drawn", "draw_seed": 5, "ghm_batch": 7}
+    job = place.queue.wait(place.start_training(Recipe.from_dict(recipe), settings={**SETTINGS, "batch_pairs": 50}).id)
     assert job.result is not None
-    task = Recipe.from_toml(Path(job.result["recipe"])).task
-    assert (task.pairs, task.draw_seed) == (None, None)  # type: ignore[union-attr]
+    analysis = Recipe.from_toml(Path(job.result["recipe"]))
+    assert {"pairs", "draw_seed", "ghm_batch"}.isdisjoint(analysis.to_dict()["task"])
+    analysed = place.compute(analysis)
+    assert isinstance(analysed, Run)
+    assert (analysed.loss.name, analysed.loss.ghm_batch) == ("ghm", 50)
 
 
 @pytest.mark.browser

@@ -42,6 +42,11 @@ def absolute(path: Path) -> Path:
     return Path(os.path.abspath(path.expanduser()))
 
 
+def file_stem(name: str) -> str:
+    """The name in the names of files: its letters and digits, `_` for what is between them; empty where it has none."""
+    return re.sub(r"\W+", "_", name).strip("_")
+
+
 AbsolutePath = Annotated[Path, AfterValidator(absolute)]
 PluginName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$", description="of the file plugins/<name>.py")]
 
@@ -150,7 +155,7 @@ class Data(Section):
     @property
     def stem(self) -> str:
         """The same in the names of files."""
-        return re.sub(r"\W+", "_", self.title).strip("_") or "data"
+        return file_stem(self.title) or "data"
 
 
 class RecordingsData(Data):

@@ -155,8 +155,8 @@ def sentence(result: Calibration) -> str:
         "calibrate.verdict.score",
         score=widgets.score_label(found.score),
         precision=f"{precision.mean:.2f}",
-        low=f"{max(precision.low, 0.0):.2f}",  # cut as in the figure and the table below
-        high=f"{min(precision.high, 1.0):.2f}",
+        low=f"{precision.low:.2f}",
+        high=f"{precision.high:.2f}",
         chance=f"{result.figure('random', 'average_precision').mean:.2f}",
         found=f"{first.mean:.0%}",
     )

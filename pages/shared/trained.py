@@ -131,7 +131,12 @@ def one_result(job: Job) -> None:
     left_out(told.get("exclusions") or {})
     if not learnt(told["history"], told["split"].get("validation", 0)):
         st.warning(t("train.not_learnt"), icon=":material/casino:")
-    history = pd.DataFrame(told["history"])
+    curves(pd.DataFrame(told["history"]))
+    way_on(job, told)
+
+
+def curves(history: pd.DataFrame) -> None:
+    """Loss and score of every side, epoch by epoch."""
     what = "error" if "train_error" in history else "accuracy"
     for measure, place in zip(("loss", what), st.columns(2, gap="large"), strict=True):
         lines = {t(f"train.side.{side}"): history[f"{side}_{measure}"] for side in SIDES if f"{side}_{measure}" in history}
@@ -144,6 +149,10 @@ def one_result(job: Job) -> None:
         )
         with place:
             widgets.chart(figure, key=f"train.{measure}", alt=course_in_words(lines, measure))
+
+
+def way_on(job: Job, told: Mapping[str, Any]) -> None:
+    """The analysis of a training: to be started, under way, or its run; and the record as a file."""
     analysis = analysis_of(job)
     if analysis is not None and analysis.state != "done":
         st.fragment(_analysis, run_every=1.0 if analysis.is_live else None)(analysis.id)

@@ -35,12 +35,10 @@ class Asked:
     Attributes:
         sections: of the recipe.
         usual: settings of the run's training, which are the defaults here; empty for other data.
-        assumed: those of the run's that are not known, or not to be had here.
     """
 
     sections: dict[str, Any]
     usual: dict[str, Any] = field(default_factory=dict)
-    assumed: tuple[str, ...] = ()
     run: Run | None = None
 
     @property
@@ -88,7 +86,7 @@ def as_the_run(run: Run) -> Asked:
         st.markdown(f":small[{t('verify.assumed', names=plain(', '.join(assumed)))}]")
     sections = run.recipe.to_dict()
     task = {name: value for name, value in sections["task"].items() if name not in settings}
-    return Asked({**sections, "task": task}, settings, tuple(assumed), run)
+    return Asked({**sections, "task": task}, settings, run)
 
 
 def choose_examples(run: Run) -> dict[str, Any] | None:

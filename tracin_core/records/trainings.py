@@ -8,7 +8,7 @@ from typing import Any, Final, get_args
 from tracin_core.data.files import read_json
 from tracin_core.records.interchange import match_exclusions, read_exclusions
 from tracin_core.records.runs import Run, number_or_none
-from tracin_core.training_settings import Schedule
+from tracin_core.training_settings import OF_LOSS, Schedule
 
 FOLLOWED: Final = ("epochs", "learning_rate", "schedule", "momentum", "batch_pairs", "batch_size")  # of the run's own training
 
@@ -63,8 +63,7 @@ def settings_of(run: Run) -> tuple[dict[str, Any], list[str]]:
     if size is not None:
         settings[batch] = int(size)
     settings.setdefault("epochs", int(run.checkpoints["epoch"].max()))
-    of_loss = ("margin", "ghm_bins", "ghm_alpha", "smoothing", "gamma", "q", "delta")
-    settings |= {name: getattr(run.loss, name) for name in of_loss if hasattr(run.loss, name)}
+    settings |= {name: getattr(run.loss, name) for name in sorted(OF_LOSS - {"loss"}) if hasattr(run.loss, name)}
     settings["loss"] = run.loss.name
     assumed = [name for name in ("learning_rate", "schedule", "momentum", batch) if name not in settings]
     assumed += [f"optimizer ({run.trained_by_other})"] if run.trained_by_other else []

@@ -18,7 +18,6 @@ workspace/
 
 import copy
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -35,7 +34,7 @@ from tracin_core.data.plugins import plugin_file
 from tracin_core.data.readers import reader_for
 from tracin_core.data.samples import with_labels
 from tracin_core.errors import InputError, NotFoundError, OutsideRootsError, UnknownSampleError, WorkspaceError
-from tracin_core.recipe import ModelSection, PluginData, PluginModel, RankerModel, Recipe
+from tracin_core.recipe import ModelSection, PluginData, PluginModel, RankerModel, Recipe, file_stem
 from tracin_core.records.catalogue import Catalogue
 from tracin_core.records.checkpoint_files import SUFFIXES, list_checkpoints
 from tracin_core.records.doctor import Finding, examine, readiness
@@ -275,7 +274,7 @@ class Workspace:
         """
         self.data_files(recipe)
         loss = recipe.task.loss or USUAL_LOSSES[recipe.task.kind]
-        stem = re.sub(r"\W+", "_", name).strip("_")[:60] or f"{recipe.data.stem}_{loss}"
+        stem = file_stem(name)[:60] or f"{recipe.data.stem}_{loss}"
         title = f"{'SIMULATED_' if recipe.simulated else ''}{stem}_{datetime.now():%Y%m%d_%H%M%S_%f}"
         place = self.root / "trainings" / title if folder is None else Path(os.path.abspath(folder))
         request: dict[str, Any] = {"recipe": recipe.to_dict(), "settings": settings, "folder": str(place)}

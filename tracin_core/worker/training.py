@@ -1,6 +1,5 @@
 """Models are trained: of a recipe, or for a demo, which brings data of its own and is analysed at once."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -8,7 +7,7 @@ from typing import Any, Final
 from tracin_core.data.files import read_json, write_text
 from tracin_core.data.simulated import simulate_recordings
 from tracin_core.reading import plugins_of, read_dataset
-from tracin_core.recipe import Recipe
+from tracin_core.recipe import Recipe, file_stem
 from tracin_core.records.interchange import MatchedExclusions, training_exclusions
 from tracin_core.records.progress import Progress
 from tracin_core.records.runs import Run
@@ -16,7 +15,11 @@ from tracin_core.scores.actions import weights_by
 from tracin_core.scores.selection import SuspectScore
 from tracin_core.worker.computing import compute_run, use_threads
 
-DRAWN: Final = ("pairs", "draw_seed")  # of a ranking whose training drew pairs; this one's goes through all of them
+OF_OTHERS: Final = (
+    "pairs",
+    "draw_seed",
+    "ghm_batch",
+)  # of how others trained a ranking; this goes through all pairs, in batches it records
 
 
 def demo(progress: Progress) -> dict[str, Any]:
@@ -91,7 +94,7 @@ def analysis_of(recipe: Recipe, folder: Path, loss: str, name: str, epochs: Sequ
         epochs: of the checkpoints that it reads; None: all of them.
     """
     told = {**recipe.to_dict(), "name": name, "checkpoints": {"folder": folder, "epochs": epochs}}
-    task = {name: value for name, value in told["task"].items() if name not in DRAWN}
+    task = {setting: value for setting, value in told["task"].items() if setting not in OF_OTHERS}
     if loss == "label_smoothing":  # no function of the label's logit alone, which the smaller kernel is of
         task["kernel"] = "outputs"
     analysis = Recipe.from_dict({**told, "task": task})
@@ -110,7 +113,7 @@ def name_after(recipe: Recipe, folder: Path) -> str:
     The folder alone where it begins with that name.
     """
     given = {recipe.name} - {recipe.checkpoints.folder.name}
-    return ", ".join([*(name for name in given if not folder.name.startswith(re.sub(r"\W+", "_", name).strip("_"))), folder.name])
+    return ", ".join([*(name for name in given if not folder.name.startswith(file_stem(name))), folder.name])
 
 
 def train_once(
