@@ -15,11 +15,8 @@ from tracin_core.scores.actions import weights_by
 from tracin_core.scores.selection import SuspectScore
 from tracin_core.worker.computing import compute_run, use_threads
 
-OF_OTHERS: Final = (
-    "pairs",
-    "draw_seed",
-    "ghm_batch",
-)  # of how others trained a ranking; this goes through all pairs, in batches it records
+# How others trained a ranking; this product's training goes through all pairs, and its checkpoints record their batches.
+OF_OTHERS: Final = ("pairs", "draw_seed", "ghm_batch")
 
 
 def demo(progress: Progress) -> dict[str, Any]:
